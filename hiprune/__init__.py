@@ -1,0 +1,20 @@
+"""HiPrune: training-free visual token pruning for vision-language models (arXiv:2508.00553)."""
+
+from hiprune.config import HiPruneConfig
+from hiprune.errors import HiPruneError
+from hiprune.handle import PruneHandle
+from hiprune.patching import apply, prune
+from hiprune.scores import received_attention
+from hiprune.selector import TokenSelection, select_tokens
+
+__version__ = "0.1.0"
+__all__ = [
+    "HiPruneConfig",
+    "HiPruneError",
+    "PruneHandle",
+    "TokenSelection",
+    "apply",
+    "prune",
+    "received_attention",
+    "select_tokens",
+]

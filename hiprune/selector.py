@@ -1,0 +1,130 @@
+"""select_tokens: two score vectors per image -> which tokens are kept, and as what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hiprune.errors import HiPruneError
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """The kept tokens of B images (or of the B views of one image) with N tokens each.
+
+    Attributes:
+        anchor: (B, N) bool, most attended in the object layer.
+        buffer: (B, N) bool, neighbours of anchors.
+        register: (B, N) bool, most attended in the output layer among the others.
+        keep: (B, N) bool, the union; anchor, buffer and register are disjoint.
+        indices: (B, N') int64, the kept tokens in ascending (raster) order.
+    """
+
+    anchor: Tensor
+    buffer: Tensor
+    register: Tensor
+    keep: Tensor
+    indices: Tensor
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """The kept rows of ``tokens``: (B, N, C) -> (B, N', C)."""
+        return tokens.gather(1, self.indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+    def __getitem__(self, rows: slice) -> TokenSelection:
+        """The selection of some of the B rows."""
+        return TokenSelection(
+            self.anchor[rows],
+            self.buffer[rows],
+            self.register[rows],
+            self.keep[rows],
+            self.indices[rows],
+        )
+
+
+def select_tokens(
+    object_scores: Tensor, output_scores: Tensor, *, columns: int, budget: int, alpha: float
+) -> TokenSelection:
+    """Choose exactly N' = min(budget, N) of N tokens per image (paper, section "Method").
+
+    Anchors are the round(alpha * N' / 5) tokens with the highest object-layer score; buffers their
+    neighbours i-1, i+1, i-c, i+c; registers fill up by output-layer score. Neighbours are taken on
+    the flat index and clamped to 0 and N-1, as the released code does: there is no row-edge check.
+    If anchors and buffers exceed N', anchors stay, then buffers by object-layer score.
+
+    All B images are chosen at once, on the device of the scores, without waiting for it. Equal
+    scores: the lower index wins. NaN ranks last.
+
+    Args:
+        object_scores: (B, N), attention received in the object layer l.
+        output_scores: (B, N), attention received in the output layer.
+        columns: c, tokens per row of the image's grid.
+        budget: N', tokens to keep; N or more keeps all.
+        alpha: share of the budget for anchors plus buffers, in [0, 1].
+
+    Raises:
+        HiPruneError: scores of other shapes, or columns, budget or alpha out of range.
+    """
+    _check(object_scores, output_scores, columns, budget, alpha)
+    tokens = object_scores.shape[1]  # N
+    budget = min(budget, tokens)  # N'
+    n_anchors = round(alpha * budget / 5)
+
+    object_order, object_rank = _rank(object_scores)  # (B, N) each
+    _, output_rank = _rank(output_scores)
+
+    anchors = object_order[:, :n_anchors]  # (B, n_a)
+    near = torch.cat([anchors - 1, anchors + 1, anchors - columns, anchors + columns], dim=1)
+    near = near.clamp(0, tokens - 1)  # (B, 4 n_a)
+
+    nothing = torch.zeros_like(object_rank, dtype=torch.bool)  # (B, N)
+    anchor = nothing.scatter(1, anchors, True)
+    buffer = nothing.scatter(1, near, True) & ~anchor
+
+    # One key orders all tokens: anchors, then buffers, then the rest. Keys are distinct, so that
+    # the N' smallest are exactly N' tokens whatever the scores.
+    key = torch.where(buffer, tokens + object_rank, 2 * tokens + output_rank)
+    key = torch.where(anchor, object_rank, key)
+    kept = key.argsort(dim=1)[:, :budget]  # (B, N')
+    keep = nothing.scatter(1, kept, True)
+    return TokenSelection(
+        anchor=anchor,
+        buffer=buffer & keep,
+        register=keep & ~anchor & ~buffer,
+        keep=keep,
+        indices=kept.sort(dim=1).values,
+    )
+
+
+def _rank(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N) scores -> token of each place and place of each token, best first."""
+    # Ascending on the negated scores: torch sorts NaN as the greatest, hence last.
+    if not scores.is_floating_point():
+        scores = scores.double()
+    order = torch.argsort(-scores, dim=1, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return order, torch.empty_like(order).scatter_(1, order, places)
+
+
+def _check(object_scores: Tensor, output_scores: Tensor, columns, budget, alpha) -> None:
+    if object_scores.ndim != 2 or object_scores.shape[1] == 0:
+        raise HiPruneError(
+            f"object_scores: shape {tuple(object_scores.shape)}, accepted is (B, N) with N >= 1"
+        )
+    if output_scores.shape != object_scores.shape:
+        raise HiPruneError(
+            f"output_scores: shape {tuple(output_scores.shape)}, accepted is that of "
+            f"object_scores, {tuple(object_scores.shape)}"
+        )
+    for name, value in (("columns", columns), ("budget", budget)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise HiPruneError(f"{name}={value!r}: accepted is an integer of at least 1")
+    if (
+        not isinstance(alpha, (int, float))
+        or isinstance(alpha, bool)
+        or not math.isfinite(alpha)
+        or not 0 <= alpha <= 1
+    ):
+        raise HiPruneError(f"alpha={alpha!r}: accepted is a number from 0 to 1")

@@ -1,0 +1,1 @@
+"""One adapter a model family: what HiPrune changes in that family's released code."""

@@ -1,0 +1,39 @@
+"""Tiny checkpoints, made once a test run, and small helpers that several tests share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    """A HIPRUNE_* variable of the caller's shell must not change what the tests see."""
+    for name in [name for name in os.environ if name.startswith("HIPRUNE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory) -> Path:
+    """A LLaVA-1.5 checkpoint with 6 x 6 patches and 6 encoder layers (output layer 5)."""
+    from make_tiny_checkpoint import make_checkpoint
+
+    return make_checkpoint(
+        tmp_path_factory.mktemp("checkpoints") / "llava-v1.5-tiny", image_size=84, layers=6
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_next(tmp_path_factory) -> Path:
+    """A LLaVA-NeXT checkpoint of the same size; images become 3 to 5 views."""
+    from make_tiny_checkpoint import make_checkpoint
+
+    directory = tmp_path_factory.mktemp("checkpoints") / "llava-v1.6-tiny"
+    return make_checkpoint(directory, family="llava_next", image_size=84, layers=6)
