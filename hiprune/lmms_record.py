@@ -1,0 +1,91 @@
+"""What an lmms-eval run says of itself in its results file: settings, versions, tokens that ran."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from hiprune.handle import PruneHandle
+
+PACKAGES = ("hiprune", "torch", "transformers", "llava-torch", "lmms_eval", "accelerate")
+
+
+class RunRecord:
+    """Counts the visual tokens that reach the language model, and describes the run.
+
+    Args:
+        handle: of the patched model; None for an unpruned run.
+        family: of the model.
+        details: anything else that belongs into the record (dtype, attention kernel, ...).
+    """
+
+    def __init__(self, handle: PruneHandle | None, family: str, details: dict[str, Any]) -> None:
+        config = handle.config if handle else None
+        self.settings = {
+            "pruned": handle is not None,
+            "family": family,
+            "retention": config.retention if config else None,  # N'
+            "alpha": config.alpha if config else None,
+            "object_layer": config.object_layer if config else None,  # l
+            **details,
+        }
+        self.images = 0
+        self.visual_tokens = 0
+
+    def count(self, images: int, visual_tokens: int) -> None:
+        """Add prompts that held this many images and, in the language model, visual tokens."""
+        self.images += images
+        self.visual_tokens += visual_tokens
+
+    def gather(self, accelerator: Any) -> None:
+        """Sum the counts over all processes. Every process has to call it."""
+        counts = torch.tensor([[self.images, self.visual_tokens]], device=accelerator.device)
+        self.images, self.visual_tokens = accelerator.gather(counts).sum(dim=0).tolist()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **self.settings,
+            "images": self.images,
+            "visual_tokens_per_image": self.visual_tokens / self.images if self.images else None,
+            "versions": _versions(),
+            "python": platform.python_version(),
+            "machine": _machine(),
+        }
+
+
+def state_in_results(record: Callable[[], dict[str, Any]]) -> None:
+    """Have the next results file that lmms-eval writes hold ``record()`` under "hiprune".
+
+    lmms-eval has no place for what a model says of itself; its tracker's method is wrapped for
+    that one call.
+    """
+    from lmms_eval.loggers import EvaluationTracker
+
+    original = EvaluationTracker.save_results_aggregated
+
+    def save(self, results: dict, *args, **kwargs) -> None:
+        EvaluationTracker.save_results_aggregated = original
+        results["hiprune"] = record()
+        original(self, results, *args, **kwargs)
+
+    EvaluationTracker.save_results_aggregated = save
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
