@@ -1,0 +1,48 @@
+# What the bench scripts share. Sourced with FAMILY, SETUP, DEFAULT_VENV and the defaults' names set.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+bench_usage() {
+    cat <<USAGE
+usage: [VARIABLE=value ...] bash $SCRIPT [--tiny]
+
+Evaluates $MODEL_TITLE with HiPrune through lmms-eval, and prints a table beside the paper's. Makes
+its environment first if it is missing. Runs that have finished are kept and skipped when the same
+command is started again.
+
+  --tiny   a tiny checkpoint and a small local task: everything on any machine in minutes, without
+           a GPU or a model hub. Random weights: scores are those of guessing.
+  --help   this text
+
+what to evaluate
+  CKPT            checkpoint, on the hub or a folder     (default $DEFAULT_CKPT)
+  TASKS           lmms-eval tasks                        (default $DEFAULT_TASKS)
+  RETENTIONS      budgets, and 'unpruned'                (default unpruned $DEFAULT_RETENTIONS)
+  $RETENTION_USAGE
+  HIPRUNE_ALPHA         share of anchors plus buffers, 0 to 1      (default 0.1)
+  HIPRUNE_OBJECT_LAYER  $LAYER_USAGE
+  LIMIT           samples a task                         (default all)
+how to run
+  NUM_PROCESSES   processes, one a GPU                   (default 1)
+  OUTPUT          folder for results and logs            (default logs)
+  VENV            environment                            (default $DEFAULT_VENV)
+USAGE
+}
+
+bench_main() {
+    local arguments=(--family "$FAMILY")
+    while (($#)); do
+        case "$1" in
+            --tiny) arguments+=(--tiny) ;;
+            -h | --help) bench_usage; exit 0 ;;
+            *) echo "$SCRIPT: unknown argument '$1'; accepted are --tiny and --help" >&2; exit 2 ;;
+        esac
+        shift
+    done
+    VENV=${VENV:-$ROOT/$DEFAULT_VENV}
+    [[ $VENV == /* ]] || VENV=$PWD/$VENV
+    if [[ ! -f $VENV/hiprune-setup-complete ]]; then
+        VENV=$VENV bash "$ROOT/$SETUP"
+    fi
+    exec "$VENV/bin/python" -W ignore "$ROOT/scripts/bench.py" "${arguments[@]}"
+}
