@@ -9,7 +9,7 @@ from hiprune.errors import HiPruneError
 
 # Attention logits held at once, in elements. Bounds the working memory of a layer whatever its N,
 # and keeps a block within a CPU's cache.
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 19
 
 
 def received_attention(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:

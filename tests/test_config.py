@@ -1,0 +1,125 @@
+"""HiPruneConfig: defaults, variables read when it is made, and every bad value with its message."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from hiprune import HiPruneConfig, HiPruneError
+
+FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
+
+
+@pytest.mark.parametrize(
+    ("family", "retention", "layer"),
+    [("llava", 192, 9), ("llava_next", 640, 9), ("qwen2_5_vl", 0.334, 16)],
+)
+def test_defaults_of_each_family(family, retention, layer):
+    expected = HiPruneConfig(retention=retention, alpha=0.1, object_layer=layer)
+    assert HiPruneConfig.from_env(family) == expected
+    assert HiPruneConfig().resolve(family) == expected
+
+
+def test_the_variables_are_read_when_the_configuration_is_made(monkeypatch):
+    for retention, alpha, layer in [("64", "0.5", "5"), ("576", "1", "24"), ("1", "0", "1")]:
+        monkeypatch.setenv("HIPRUNE_RETENTION", retention)
+        monkeypatch.setenv("HIPRUNE_ALPHA", alpha)
+        monkeypatch.setenv("HIPRUNE_OBJECT_LAYER", layer)
+        expected = HiPruneConfig(int(retention), float(alpha), int(layer))
+        assert HiPruneConfig.from_env("llava") == expected
+
+
+def test_each_family_has_its_own_variable_and_bounds(monkeypatch):
+    monkeypatch.setenv("HIPRUNE_RETENTION", "2880")
+    monkeypatch.setenv("HIPRUNE_QWEN_RETENTION", "1")
+    monkeypatch.setenv("HIPRUNE_OBJECT_LAYER", "24")
+    assert HiPruneConfig.from_env("llava_next").retention == 2880
+    assert HiPruneConfig.from_env("qwen2_5_vl").retention == 1.0
+    assert isinstance(HiPruneConfig.from_env("qwen2_5_vl").retention, float)
+    with pytest.raises(HiPruneError):
+        HiPruneConfig.from_env("llava")
+
+
+BAD_COUNT = ["", " ", "abc", "0", "-1", "577", "nan", "1.5", "1e2", "1_0", "٣", "64 128", "inf"]
+BAD_SHARE = ["", " ", "abc", "nan", "1.5", "-0.1", "inf", "1_0", "٠", "0,5"]
+
+
+def message(family: str, name: str, text: str, monkeypatch) -> str:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(HiPruneError) as caught:
+        HiPruneConfig.from_env(family)
+    assert f"{name}={text!r}: accepted is" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", BAD_COUNT)
+def test_bad_retention(text, monkeypatch):
+    assert "1 to 576" in message("llava", "HIPRUNE_RETENTION", text, monkeypatch)
+
+
+@pytest.mark.parametrize("text", [*BAD_COUNT[:5], "2881"])
+def test_bad_retention_of_llava_next(text, monkeypatch):
+    assert "1 to 2880" in message("llava_next", "HIPRUNE_RETENTION", text, monkeypatch)
+
+
+@pytest.mark.parametrize("text", [*BAD_SHARE, "0", "0.0"])
+def test_bad_retention_of_qwen(text, monkeypatch):
+    assert "(0, 1]" in message("qwen2_5_vl", "HIPRUNE_QWEN_RETENTION", text, monkeypatch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", BAD_SHARE)
+def test_bad_alpha(family, text, monkeypatch):
+    assert "from 0 to 1" in message(family, "HIPRUNE_ALPHA", text, monkeypatch)
+
+
+@pytest.mark.parametrize(("family", "layers"), [("llava", 24), ("llava_next", 24)])
+@pytest.mark.parametrize("text", [*BAD_COUNT[:5], "25", "nan", "1.5"])
+def test_bad_object_layer(family, layers, text, monkeypatch):
+    assert f"1 to {layers}" in message(family, "HIPRUNE_OBJECT_LAYER", text, monkeypatch)
+
+
+def test_bad_object_layer_of_qwen(monkeypatch):
+    assert "1 to 32" in message("qwen2_5_vl", "HIPRUNE_OBJECT_LAYER", "33", monkeypatch)
+
+
+def test_unknown_family():
+    with pytest.raises(HiPruneError, match="family='llama': accepted is one of llava, "):
+        HiPruneConfig.from_env("llama")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("retention", 0), ("retention", -3), ("retention", 0.0), ("retention", 1.5),
+        ("retention", math.nan), ("retention", True), ("retention", "192"),
+        ("alpha", -0.1), ("alpha", 1.1), ("alpha", math.nan), ("alpha", None), ("alpha", "0.1"),
+        ("object_layer", 0), ("object_layer", 9.0), ("object_layer", False),
+        ("object_layer", "9"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(name, value):
+    with pytest.raises(HiPruneError, match=re.escape(f"{name}={value!r}: accepted is")):
+        HiPruneConfig(**{name: value})
+
+
+def test_it_is_frozen():
+    with pytest.raises(AttributeError):
+        HiPruneConfig().alpha = 0.5
+
+
+@pytest.mark.parametrize(
+    ("retention", "tokens", "budget"),
+    [
+        (192, 576, 192),
+        (600, 576, 576),
+        (0.334, 108, 36),
+        (0.112, 108, 12),
+        (1.0, 7, 7),
+        (0.01, 9, 1),
+    ],
+)
+def test_budget_of_an_image(retention, tokens, budget):
+    assert HiPruneConfig(retention=retention).budget(tokens) == budget

@@ -1,0 +1,86 @@
+"""received_attention against its float64 oracle, and that it never holds the N x N map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hiprune import HiPruneError, received_attention, scores
+from hiprune.scores import received_attention_reference
+
+
+def heads(batch, n_heads, tokens, dim, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    # Logits of some units: attention with peaks, as in a trained encoder.
+    return (2 * torch.randn(batch, n_heads, tokens, dim, generator=generator)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 8), (2, 3, 37, 64), (1, 16, 577, 64), (3, 2, 130, 80)])
+def test_equals_the_float64_oracle(shape, dtype):
+    query, key = heads(*shape, dtype, seed=1), heads(*shape, dtype, seed=2)
+    score = received_attention(query, key)
+    assert score.dtype == torch.float32
+    # The inputs are exact in float64, so that only float32 rounding is between the two.
+    expected = received_attention_reference(query, key).float()
+    torch.testing.assert_close(score, expected, rtol=2e-5, atol=1e-8)
+    torch.testing.assert_close(score.sum(dim=1), torch.ones(shape[0]))
+
+
+@pytest.mark.parametrize("block_elements", [1, 700, 1 << 20])
+def test_the_block_size_changes_nothing(monkeypatch, block_elements):
+    monkeypatch.setattr(scores, "BLOCK_ELEMENTS", block_elements)
+    query, key = heads(2, 2, 33, 16, seed=1), heads(2, 2, 33, 16, seed=2)
+    expected = received_attention_reference(query, key).float()
+    torch.testing.assert_close(received_attention(query, key), expected)
+
+
+def test_scale_and_other_numbers_of_queries():
+    query, key = heads(1, 2, 5, 16, seed=1), heads(1, 2, 33, 16, seed=2)
+    expected = received_attention_reference(query, key, scale=0.3).float()
+    assert expected.shape == (1, 33)
+    torch.testing.assert_close(received_attention(query, key, scale=0.3), expected)
+
+
+def test_equal_bits_for_equal_input():
+    query, key = heads(2, 4, 200, 32, seed=1), heads(2, 4, 200, 32, seed=2)
+    assert torch.equal(received_attention(query, key), received_attention(query, key))
+
+
+class LargestTensor(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def test_memory_grows_with_n_not_with_its_square(monkeypatch):
+    monkeypatch.setattr(scores, "BLOCK_ELEMENTS", 1 << 12)
+    largest = {}
+    for tokens in (512, 2048):
+        query, key = heads(1, 2, tokens, 8, seed=1), heads(1, 2, tokens, 8, seed=2)
+        with LargestTensor() as watch:
+            received_attention(query, key)
+        largest[tokens] = watch.elements
+    assert largest[2048] <= 4 * largest[512]
+    assert largest[2048] < 2048 * 2048 / 8
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "name"),
+    [
+        (torch.rand(2, 3, 4), torch.rand(2, 3, 4), "query"),
+        (torch.rand(1, 2, 3, 4), torch.rand(1, 2, 0, 4), "key"),
+        (torch.rand(1, 2, 3, 4), torch.rand(1, 3, 3, 4), "key"),
+        (torch.rand(1, 2, 3, 4), torch.rand(1, 2, 3, 5), "key"),
+        (torch.ones(1, 2, 3, 4, dtype=torch.long), torch.rand(1, 2, 3, 4), "query"),
+        (torch.rand(1, 2, 3, 4), torch.rand(1, 2, 3, 4, device="meta"), "key"),
+    ],
+)
+def test_bad_input_is_named(query, key, name):
+    with pytest.raises(HiPruneError, match=f"^{name}: "):
+        received_attention(query, key)
