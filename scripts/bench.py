@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 from bench_run import Run
-from benchmarks import BENCHMARKS, ROOT, UNPRUNED, Benchmark
+from benchmarks import BENCHMARKS, ROOT, Benchmark
 from make_tables import read_tables, render
+from paper import UNPRUNED, short_name
 
 from hiprune import HiPruneConfig, HiPruneError
 
@@ -61,9 +62,7 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     for budget in budgets:
         if budget != UNPRUNED:
             try:
-                HiPruneConfig.from_env(
-                    benchmark.family, {benchmark.retention_variable: budget}
-                )
+                HiPruneConfig.from_env(benchmark.family, {benchmark.retention_variable: budget})
             except HiPruneError as error:
                 if single is not None:
                     raise
@@ -106,7 +105,7 @@ def _count(env: dict[str, str], name: str, default: int | None) -> int | None:
 
 def plan(settings: Settings) -> list[Run]:
     """All runs, budget by budget; each in a folder that its settings name."""
-    checkpoint = settings.checkpoint.rstrip("/").rsplit("/", 1)[-1]
+    checkpoint = short_name(settings.checkpoint)
     limit = f"_limit-{settings.limit}" if settings.limit else ""
     alpha, layer = settings.config.alpha, settings.config.object_layer
     runs = []

@@ -1,6 +1,6 @@
 """Tables from the logs of bench_*.sh: a row a budget, a column a task, the paper's row under ours.
 
-    python scripts/make_tables.py logs
+python scripts/make_tables.py logs
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import COLUMNS, PAPER_VIZWIZ_VAL, UNPRUNED, Column, paper_rows
+from benchmarks import COLUMNS, Column
+from paper import UNPRUNED, VIZWIZ_VAL, paper_rows, short_name
 
 MISSING = "–"
 
@@ -95,10 +96,10 @@ def render(table: Table) -> str:
         for budget, row in table.rows.items()
     }
     paper = paper_rows(table.checkpoint)
-    name = table.checkpoint.rstrip("/").rsplit("/", 1)[-1]
+    name = short_name(table.checkpoint)
     paper_base = dict(paper.get(UNPRUNED, {}))
     if "VizWiz" in paper_base:
-        paper_base["VizWiz"] = PAPER_VIZWIZ_VAL.get(name, paper_base["VizWiz"])
+        paper_base["VizWiz"] = VIZWIZ_VAL.get(name, paper_base["VizWiz"])
 
     header = ["tokens", "", *titles, "avg %", "tokens in the LLM"]
     lines = [header, ["---"] * len(header)]
@@ -112,10 +113,10 @@ def render(table: Table) -> str:
             cells = _cells(paper[budget], paper_base, titles)
             lines.append(["", "paper", *cells, MISSING])
     notes = [_settings(table)]
-    if "VizWiz" in titles and name in PAPER_VIZWIZ_VAL:
+    if "VizWiz" in titles and name in VIZWIZ_VAL:
         notes.append(
             f"The paper's unpruned VizWiz is of the test-dev split, its pruned rows of val: the "
-            f"paper's avg % here is taken of {PAPER_VIZWIZ_VAL[name]}, unpruned on val."
+            f"paper's avg % here is taken of {VIZWIZ_VAL[name]}, unpruned on val."
         )
     title = f"### {name}"
     return "\n".join([title, "", *_align(lines), "", *notes])

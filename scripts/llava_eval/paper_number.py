@@ -1,0 +1,32 @@
+"""Print the paper's score for a checkpoint, a budget and a benchmark, or "-" where it has none.
+
+python paper_number.py --checkpoint liuhaotian/llava-v1.5-7b --budget 192 --column TextVQA
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from paper import UNPRUNED, paper_rows
+
+
+def paper_number(checkpoint: str, budget: str, column: str) -> str:
+    """The printed figure; ``budget`` is a number of tokens or "unpruned"."""
+    row = paper_rows(checkpoint).get(budget if budget == UNPRUNED else int(budget), {})
+    return f"{row[column]:g}" if column in row else "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--budget", required=True, help='tokens per image, or "unpruned"')
+    parser.add_argument("--column", required=True, help="as in results/paper/*.csv")
+    args = parser.parse_args()
+    print(paper_number(args.checkpoint, args.budget, args.column))
+
+
+if __name__ == "__main__":
+    main()

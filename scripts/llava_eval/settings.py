@@ -1,0 +1,45 @@
+"""Check the budgets of a run and name their folders: one line per budget, in order.
+
+    python settings.py unpruned 192 128 64
+
+A finished run is kept, so whatever changes its answers is part of the folder's name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hiprune import HiPruneConfig, HiPruneError
+from hiprune.launcher import check_environment
+
+UNPRUNED = "unpruned"
+
+
+def folder(budget: str) -> str:
+    """ "unpruned", or N', alpha and l as HIPRUNE_* variables give them.
+
+    Raises:
+        HiPruneError: a budget or a variable that no LLaVA model accepts.
+    """
+    if budget == UNPRUNED:
+        return UNPRUNED
+    environ = {**os.environ, "HIPRUNE_RETENTION": budget}
+    check_environment(environ)
+    # LLaVA-NeXT's bounds include LLaVA-1.5's; the model's own are checked when it is loaded.
+    config = HiPruneConfig.from_env("llava_next", environ)
+    return f"retention-{config.retention}_alpha-{config.alpha}_layer-{config.object_layer}"
+
+
+def main() -> int:
+    try:
+        folders = [folder(budget) for budget in sys.argv[1:]]
+    except HiPruneError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(folders))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
