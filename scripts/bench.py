@@ -8,111 +8,32 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from bench_run import Run
-from benchmarks import BENCHMARKS, ROOT, Benchmark
+from bench_settings import Settings, read_settings
+from benchmarks import BENCHMARKS
 from make_tables import read_tables, render
-from paper import UNPRUNED, short_name
+from paper import UNPRUNED
+from tiny import TINY, make_tiny
 
-from hiprune import HiPruneConfig, HiPruneError
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one call evaluates, from the variables or the family's defaults."""
-
-    benchmark: Benchmark
-    tiny: bool
-    checkpoint: str
-    tasks: tuple[str, ...]
-    budgets: tuple[str, ...]  # "unpruned" or N', as the variables spell it
-    processes: int
-    limit: int | None
-    output: Path
-    config: HiPruneConfig  # alpha and l are those of every pruned run
-
-
-def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
-    """Check everything that can be checked before hours of work.
-
-    Raises:
-        HiPruneError: a variable that is set to anything not accepted.
-    """
-    single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")
-    if single is not None and several is not None:
-        raise HiPruneError(
-            f"{benchmark.retention_variable}={single!r} and RETENTIONS={several!r}: accepted is "
-            "one of the two"
-        )
-    if single is not None:
-        budgets = (single,)
-    elif several is not None:
-        budgets = _words("RETENTIONS", several, f"'{UNPRUNED}' and budgets")
-    else:
-        budgets = (UNPRUNED, *map(str, benchmark.retentions))
-    others = {name: value for name, value in env.items() if name != benchmark.retention_variable}
-    config = HiPruneConfig.from_env(benchmark.family, others)
-    for budget in budgets:
-        if budget != UNPRUNED:
-            try:
-                HiPruneConfig.from_env(benchmark.family, {benchmark.retention_variable: budget})
-            except HiPruneError as error:
-                if single is not None:
-                    raise
-                raise HiPruneError(f"RETENTIONS={several!r}: {error}") from None
-    tasks = ("hiprune_tiny",) if tiny else benchmark.tasks
-    if "TASKS" in env:
-        tasks = _words("TASKS", env["TASKS"], "names of lmms-eval tasks")
-    return Settings(
-        benchmark=benchmark,
-        tiny=tiny,
-        checkpoint=env.get("CKPT") or _default_checkpoint(benchmark, tiny),
-        tasks=tasks,
-        budgets=budgets,
-        processes=_count(env, "NUM_PROCESSES", 1),
-        limit=_count(env, "LIMIT", None),
-        output=Path(env.get("OUTPUT") or ROOT / "logs").resolve(),
-        config=config,
-    )
-
-
-def _default_checkpoint(benchmark: Benchmark, tiny: bool) -> str:
-    return str(ROOT / ".tiny" / benchmark.tiny_checkpoint) if tiny else benchmark.checkpoint
-
-
-def _words(name: str, text: str, what: str) -> tuple[str, ...]:
-    words = tuple(re.split(r"[\s,]+", text.strip()))
-    if not all(words):
-        raise HiPruneError(f"{name}={text!r}: accepted are {what}, separated by spaces or commas")
-    return words
-
-
-def _count(env: dict[str, str], name: str, default: int | None) -> int | None:
-    text = env.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise HiPruneError(f"{name}={text!r}: accepted is an integer of at least 1")
-    return int(text)
+from hiprune import HiPruneError
 
 
 def plan(settings: Settings) -> list[Run]:
     """All runs, budget by budget; each in a folder that its settings name."""
-    checkpoint = short_name(settings.checkpoint)
     limit = f"_limit-{settings.limit}" if settings.limit else ""
     alpha, layer = settings.config.alpha, settings.config.object_layer
     runs = []
     for budget in settings.budgets:
-        setting = UNPRUNED
+        name = setting = UNPRUNED
         environment = {}
         if budget != UNPRUNED:
+            name = f"N' = {budget}"
             setting = f"retention-{budget}_alpha-{alpha:g}_layer-{layer}"
             environment[settings.benchmark.retention_variable] = budget
         if settings.tiny:
@@ -120,12 +41,12 @@ def plan(settings: Settings) -> list[Run]:
         for task in settings.tasks:
             runs.append(
                 Run(
-                    label=f"{'unpruned' if budget == UNPRUNED else f'N´ = {budget}'}, {task}",
+                    label=f"{name}, {task}",
                     command=lambda folder, budget=budget, task=task: _command(
                         settings, budget, task, folder
                     ),
                     environment=environment,
-                    folder=settings.output / checkpoint / (setting + limit) / task,
+                    folder=settings.folder / (setting + limit) / task,
                 )
             )
     return runs
@@ -154,37 +75,10 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
     command += ["--tasks", task, "--batch_size", "1", "--log_samples", "--output_path", str(folder)]
     if settings.tiny:
-        command += ["--include_path", str(ROOT / ".tiny" / "tasks")]
+        command += ["--include_path", str(TINY / "tasks")]
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     return command
-
-
-def make_tiny(benchmark: Benchmark) -> None:
-    """The checkpoint and the task of --tiny, unless they are there."""
-    from make_tiny_checkpoint import make_checkpoint
-    from make_tiny_task import make_task
-
-    makers = {
-        benchmark.tiny_checkpoint: lambda path: make_checkpoint(path, benchmark.family),
-        "tasks": make_task,
-    }
-    for name, make in makers.items():
-        path = ROOT / ".tiny" / name
-        # The folder's own path is in what was made, and the maker may have changed since.
-        mark = f"{path} {(ROOT / 'scripts').stat().st_dev} {_fingerprint()}"
-        done = path / "complete"
-        if not done.is_file() or done.read_text() != mark:
-            print(f"making {path}", flush=True)
-            make(path)
-            done.write_text(mark)
-
-
-def _fingerprint() -> str:
-    import hashlib
-
-    makers = [ROOT / "scripts" / f"make_tiny_{what}.py" for what in ("checkpoint", "task")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in makers)).hexdigest()
 
 
 def run_all(runs: list[Run]) -> dict[str, str]:
@@ -227,15 +121,15 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on with the run that it was at", flush=True)
         return 130
-    print_tables(settings, runs)
+    print_tables(settings)
     for label, reason in failures.items():
         print(f"FAILED {label}: {reason}")
     return 1 if failures else 0
 
 
-def print_tables(settings: Settings, runs: list[Run]) -> None:
+def print_tables(settings: Settings) -> None:
     """The tables of all that has finished with these settings, also kept as a file."""
-    folder = runs[0].folder.parents[1]
+    folder = settings.folder
     if not folder.is_dir():
         return
     wanted = (settings.config.alpha, settings.config.object_layer)

@@ -1,0 +1,105 @@
+"""The variables of bench_*.sh, checked before hours of work."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import ROOT, Benchmark
+from paper import UNPRUNED
+from tiny import TINY
+
+from hiprune import HiPruneConfig, HiPruneError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one call evaluates, from the variables or the family's defaults."""
+
+    benchmark: Benchmark
+    tiny: bool
+    checkpoint: str
+    tasks: tuple[str, ...]
+    budgets: tuple[str, ...]  # "unpruned" or N', as the variables spell it
+    processes: int
+    limit: int | None
+    output: Path
+    config: HiPruneConfig  # alpha and l are those of every pruned run
+
+    @property
+    def folder(self) -> Path:
+        """Of all runs of this checkpoint; checkpoints of one name in two places are two."""
+        if self.checkpoint == _default_checkpoint(self.benchmark, tiny=True):
+            return self.output / self.benchmark.tiny_checkpoint
+        return self.output / self.checkpoint.strip("/").replace("/", "__")
+
+
+def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
+    """Check everything that can be checked before hours of work.
+
+    Raises:
+        HiPruneError: a variable that is set to anything not accepted.
+    """
+    single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")
+    if single is not None and several is not None:
+        raise HiPruneError(
+            f"{benchmark.retention_variable}={single!r} and RETENTIONS={several!r}: accepted is "
+            "one of the two"
+        )
+    if single is not None:
+        budgets = (single,)
+    elif several is not None:
+        budgets = _words("RETENTIONS", several, f"'{UNPRUNED}' and budgets")
+    else:
+        budgets = (UNPRUNED, *map(str, benchmark.retentions))
+    others = {name: value for name, value in env.items() if name != benchmark.retention_variable}
+    config = HiPruneConfig.from_env(benchmark.family, others)
+    try:
+        budgets = tuple(_budget(benchmark, text) for text in budgets)
+    except HiPruneError as error:
+        if single is not None:
+            raise
+        raise HiPruneError(f"RETENTIONS={several!r}: {error}") from None
+    tasks = ("hiprune_tiny",) if tiny else benchmark.tasks
+    if "TASKS" in env:
+        tasks = _words("TASKS", env["TASKS"], "names of lmms-eval tasks")
+    return Settings(
+        benchmark=benchmark,
+        tiny=tiny,
+        checkpoint=env.get("CKPT") or _default_checkpoint(benchmark, tiny),
+        tasks=tasks,
+        budgets=budgets,
+        processes=_count(env, "NUM_PROCESSES", 1),
+        limit=_count(env, "LIMIT", None),
+        output=Path(env.get("OUTPUT") or ROOT / "logs").resolve(),
+        config=config,
+    )
+
+
+def _budget(benchmark: Benchmark, text: str) -> str:
+    """A budget as its folder is named: 64 however it was written, or "unpruned"."""
+    if text == UNPRUNED:
+        return text
+    variables = {benchmark.retention_variable: text}
+    return str(HiPruneConfig.from_env(benchmark.family, variables).retention)
+
+
+def _default_checkpoint(benchmark: Benchmark, tiny: bool) -> str:
+    return str(TINY / benchmark.tiny_checkpoint) if tiny else benchmark.checkpoint
+
+
+def _words(name: str, text: str, what: str) -> tuple[str, ...]:
+    words = tuple(re.split(r"[\s,]+", text.strip()))
+    if not all(words):
+        raise HiPruneError(f"{name}={text!r}: accepted are {what}, separated by spaces or commas")
+    return words
+
+
+def _count(env: dict[str, str], name: str, default: int | None) -> int | None:
+    text = env.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise HiPruneError(f"{name}={text!r}: accepted is an integer of at least 1")
+    return int(text)
