@@ -10,7 +10,6 @@ from functools import partial
 from torch import Tensor, nn
 
 from hiprune.errors import HiPruneError
-from hiprune.scores import received_attention
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,13 @@ class ScoredLayer:
         attention: the module that computes the layer's attention, by whatever kernel.
         projections: submodules whose outputs the queries and keys are made of. The model computes
             them anyway: nothing is computed twice.
-        to_heads: the projections' outputs, in their order -> query and key, (B, H, N, D) each.
-        scale: factor of the logits.
+        score: the projections' outputs, in their order, and the attention's keyword arguments ->
+            attention that each token receives, (B, N) or (N,).
     """
 
     attention: nn.Module
     projections: tuple[nn.Module, ...]
-    to_heads: Callable[..., tuple[Tensor, Tensor]]
-    scale: float
+    score: Callable[..., Tensor]
 
 
 class AttentionCapture:
@@ -48,34 +46,33 @@ class AttentionCapture:
                 hook = partial(self._keep_output, number, place)
                 self._hooks.append(projection.register_forward_hook(hook))
             hook = partial(self._score, number)
-            self._hooks.append(layer.attention.register_forward_hook(hook))
+            self._hooks.append(layer.attention.register_forward_hook(hook, with_kwargs=True))
 
     @contextmanager
-    def recording(self) -> Iterator[dict[int, Tensor]]:
-        """Record one image pass; the dictionary yielded is filled when the block ends.
-
-        Yields:
-            layer number -> (B, N) float32 scores.
-
-        Raises:
-            HiPruneError: a scored layer did not run exactly once.
-        """
-        scores: dict[int, Tensor] = {}
+    def recording(self) -> Iterator[None]:
+        """Record one image pass; :meth:`scores` gives what was found, inside of the block."""
         self._recording = True
         self._scores = {number: [] for number in self._layers}
         try:
-            yield scores
-            for number, found in self._scores.items():
-                if len(found) != 1:
-                    raise HiPruneError(
-                        f"layer {number}: its attention ran {len(found)} times in one image pass; "
-                        "accepted is exactly once"
-                    )
-                scores[number] = found[0]
+            yield
         finally:
             self._recording = False
             self._outputs.clear()
             self._scores = {}
+
+    def scores(self) -> dict[int, Tensor]:
+        """Layer number -> float32 scores of this pass.
+
+        Raises:
+            HiPruneError: a scored layer did not run exactly once so far.
+        """
+        for number, found in self._scores.items():
+            if len(found) != 1:
+                raise HiPruneError(
+                    f"layer {number}: its attention ran {len(found)} times in one image pass; "
+                    "accepted is exactly once"
+                )
+        return {number: found[0] for number, found in self._scores.items()}
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -86,7 +83,7 @@ class AttentionCapture:
         if self._recording:
             self._outputs.setdefault(number, {})[place] = output.detach()
 
-    def _score(self, number: int, module, args, output) -> None:
+    def _score(self, number: int, module, args, kwargs, output) -> None:
         if not self._recording:
             return
         layer = self._layers[number]
@@ -96,5 +93,5 @@ class AttentionCapture:
                 f"layer {number}: its {type(module).__name__} ran without calling its query and "
                 "key projections; accepted is an attention that calls them as modules"
             )
-        query, key = layer.to_heads(*(outputs[place] for place in sorted(outputs)))
-        self._scores[number].append(received_attention(query, key, layer.scale))
+        found = layer.score(*(outputs[place] for place in sorted(outputs)), **kwargs)
+        self._scores[number].append(found)

@@ -15,6 +15,9 @@ from hiprune.handle import PruneHandle
 # package is imported, or needed, unless the user's model comes from it.
 ADAPTERS = {
     ("llava", "LlavaMetaForCausalLM"): "hiprune.models.llava",
+    ("transformers", "LlavaForConditionalGeneration"): "hiprune.models.llava_hf",
+    ("transformers", "LlavaNextForConditionalGeneration"): "hiprune.models.llava_hf",
+    ("transformers", "Qwen2_5_VLForConditionalGeneration"): "hiprune.models.qwen2_5_vl",
 }
 
 

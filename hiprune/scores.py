@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,46 @@ def received_attention(query: Tensor, key: Tensor, scale: float | None = None) -
         logits = query[:, start : start + block] @ key_t  # (B*H, block, N)
         score += logits.softmax(dim=-1).sum(dim=1)
     return score.view(batch, heads, tokens).mean(dim=1) / n_query  # (B, N)
+
+
+def received_attention_packed(
+    query: Tensor, key: Tensor, lengths: Sequence[int], scale: float | None = None
+) -> Tensor:
+    """Attention that each token of packed segments receives from its own segment.
+
+    A segment (an image of several, a window) attends to itself alone. The score is the mean over
+    heads of the *sum* over the segment's queries, so that tokens of windows of different sizes
+    compare as they do under one N x N map with the windows as its mask; and it does not depend on
+    what else is packed.
+
+    Args:
+        query, key: (H, N, D), any floating dtype.
+        lengths: of the segments, in order; they add up to N.
+        scale: as of :func:`received_attention`.
+
+    Returns:
+        (N,) float32.
+    """
+    if sum(lengths) != query.shape[1]:
+        raise HiPruneError(
+            f"lengths: they add up to {sum(lengths)}, accepted is N = {query.shape[1]}"
+        )
+    starts: dict[int, list[int]] = {}
+    start = 0
+    for length in lengths:
+        starts.setdefault(length, []).append(start)
+        start += length
+    score = torch.empty(query.shape[1], device=query.device)
+    for length, firsts in starts.items():
+        if length == 0:
+            continue
+        # All segments of one length at once: windows are many and mostly equal.
+        places = torch.tensor(firsts).unsqueeze(1) + torch.arange(length)  # (S, L)
+        places = places.flatten().to(query.device)
+        parts = (x[:, places].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key))
+        found = received_attention(*parts, scale)  # (S, H, L, D) x 2 -> (S, L)
+        score[places] = found.flatten() * length
+    return score
 
 
 def received_attention_reference(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:

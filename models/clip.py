@@ -16,6 +16,7 @@ from torch import Tensor
 from hiprune.capture import AttentionCapture, ScoredLayer
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
+from hiprune.scores import received_attention
 from hiprune.selector import TokenSelection, select_tokens
 
 
@@ -81,7 +82,7 @@ class ClipTower:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W) -> features (B, N, C_v), object and output scores (B, N); CLS dropped."""
-        with self.capture.recording() as scores:
+        with self.capture.recording():
             hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
             # An object layer beyond the output layer is legal in the paper's ablation; then, and
             # only then, layers after the output layer run.
@@ -89,6 +90,7 @@ class ClipTower:
                 hidden = self.run_layer(self.layers[number - 1], hidden)
                 if number == self.output_layer:
                     features = hidden
+            scores = self.capture.scores()
         object_scores, output_scores = scores[self.config.object_layer], scores[self.output_layer]
         return features[:, 1:], object_scores[:, 1:], output_scores[:, 1:]
 
@@ -164,8 +166,9 @@ def max_views(pinpoints: Sequence[Sequence[int]], image_size: int) -> int:
 def _scored(attention: Any) -> ScoredLayer:
     """A CLIPAttention: queries and keys are its q_proj and k_proj, cut into heads."""
 
-    def to_heads(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def score(query: Tensor, key: Tensor, **_: Any) -> Tensor:
         query, key = (x.unflatten(-1, (attention.num_heads, -1)) for x in (query, key))
-        return query.transpose(1, 2), key.transpose(1, 2)  # (B, H, 1+N, D)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)  # (B, H, 1+N, D)
+        return received_attention(query, key, attention.scale)
 
-    return ScoredLayer(attention, (attention.q_proj, attention.k_proj), to_heads, attention.scale)
+    return ScoredLayer(attention, (attention.q_proj, attention.k_proj), score)

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hiprune import HiPruneError, received_attention, scores
-from hiprune.scores import received_attention_reference
+from hiprune.scores import received_attention_packed, received_attention_reference
 
 
 def heads(batch, n_heads, tokens, dim, dtype=torch.float32, seed=0):
@@ -41,6 +41,22 @@ def test_scale_and_other_numbers_of_queries():
     expected = received_attention_reference(query, key, scale=0.3).float()
     assert expected.shape == (1, 33)
     torch.testing.assert_close(received_attention(query, key, scale=0.3), expected)
+
+
+@pytest.mark.parametrize("lengths", [[50], [16, 16, 8, 4, 0, 2, 4], [1] * 50])
+def test_packed_segments_are_those_of_one_masked_map(lengths):
+    query, key = heads(1, 3, 50, 16, seed=1)[0], heads(1, 3, 50, 16, seed=2)[0]
+    segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    logits = query.double() @ key.double().transpose(1, 2) * 16**-0.5
+    logits = logits.masked_fill(segment[:, None] != segment[None, :], -torch.inf)
+    expected = logits.softmax(dim=-1).mean(dim=0).sum(dim=0).float()
+    torch.testing.assert_close(received_attention_packed(query, key, lengths), expected)
+
+
+def test_packed_segments_have_to_add_up():
+    query = heads(1, 3, 50, 16)[0]
+    with pytest.raises(HiPruneError, match="lengths: they add up to 49, accepted is N = 50"):
+        received_attention_packed(query, query, [25, 24])
 
 
 def test_equal_bits_for_equal_input():

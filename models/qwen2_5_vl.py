@@ -1,0 +1,200 @@
+"""HiPrune for transformers' Qwen2.5-VL, 5.17 to 5.x.
+
+Modifications, on one instance and until the handle's remove():
+- the vision tower's ``forward`` records the scores of block l and of the last block, and its
+  ``merger`` runs on the kept tokens alone (a merged token is 4 patches; groups are kept whole);
+- the model's ``forward``, when it is given pixels, drops the other tokens' placeholders and goes on
+  from embeddings; kept tokens keep the M-RoPE positions of the unpruned prompt;
+- ``generate`` does the same once, ahead of the first step, so that decoding goes on after the
+  unpruned prompt and the prompt's ids stay in front of the answer.
+
+Videos: the tokens of each frame are pruned as an image's are, which goes beyond the paper.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from hiprune.models.prompt import ShrunkPrompt, generation_lengths, keep_flags, shrink
+from hiprune.models.qwen2_5_vl_tower import PrunedTower, flat_indices
+from hiprune.models.transformers_version import require_transformers
+from torch import Tensor
+
+from hiprune.config import HiPruneConfig
+from hiprune.errors import HiPruneError
+from hiprune.handle import PruneHandle
+
+FAMILY = "qwen2_5_vl"
+VISUAL_INPUTS = (
+    "pixel_values",
+    "pixel_values_videos",
+    "image_grid_thw",
+    "video_grid_thw",
+    "second_per_grid_ts",
+    "mm_token_type_ids",
+)
+
+
+def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
+    """Apply HiPrune to a Qwen2_5_VLForConditionalGeneration; see :func:`hiprune.apply`.
+
+    An int ``retention`` counts tokens per image (per frame of a video); an image that has fewer
+    keeps them all. An object layer with windowed attention is scored within its windows, as the
+    model attends.
+    """
+    require_transformers()
+    config = HiPruneConfig.from_env(FAMILY) if config is None else config.resolve(FAMILY)
+    tower = PrunedTower(model.model.visual, config)  # raises before anything is changed
+    handle = PruneHandle(model, config, FAMILY)
+    tower.patch(handle)
+    pruned = _PrunedModel(model, tower, handle)
+    handle.replace(model, "forward", pruned.wrap_forward())
+    handle.replace(model, "generate", pruned.wrap_generate())
+    return handle
+
+
+class _PrunedModel:
+    """forward and generate of one patched model."""
+
+    def __init__(self, model: Any, tower: PrunedTower, handle: PruneHandle) -> None:
+        self.model = model
+        self.tower = tower
+        self.handle = handle
+
+    def wrap_forward(self) -> Any:
+        original = self.model.forward
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)  # generate looks at its signature
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            arguments = _by_name(signature, args, kwargs)
+            if not _has_pixels(arguments):
+                return original(**arguments)
+            if isinstance(arguments.get("logits_to_keep"), Tensor):
+                raise HiPruneError(
+                    "logits_to_keep: a tensor counts positions of the unpruned prompt; accepted is "
+                    "an int"
+                )
+            prompt = self._prune(arguments)
+            labels = arguments.get("labels")
+            if labels is not None:
+                arguments["labels"] = prompt.take(labels).masked_fill(~prompt.real, -100)
+            return original(**arguments)
+
+        return forward
+
+    def wrap_generate(self) -> Any:
+        original = self.model.generate
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            arguments = _by_name(signature, args, kwargs)
+            if not _has_pixels(arguments):
+                return original(**arguments)
+            cache = arguments.get("past_key_values")
+            if cache is not None and cache.get_seq_length() > 0:
+                raise HiPruneError(
+                    "past_key_values: a cache of an earlier turn, whose pruned prompt does not "
+                    "line up with the ids; accepted is none"
+                )
+            if arguments.get("inputs") is not None:
+                arguments["input_ids"] = arguments.pop("inputs")
+            ids = arguments.get("input_ids")
+            self._prune(arguments, for_generate=True)
+            defaults = arguments.get("generation_config") or self.model.generation_config
+            # The ids go along with the embeddings: they come back in front of the answer, and
+            # what looks at the prompt (a repetition penalty, say) sees all of it.
+            arguments["input_ids"] = ids
+            return original(**generation_lengths(arguments, defaults, ids.shape[1]))
+
+        return generate
+
+    def _prune(self, arguments: dict[str, Any], for_generate: bool = False) -> ShrunkPrompt:
+        """Replace ids and pixels by embeddings, mask and positions of the pruned prompt."""
+        model, inner = self.model, self.model.model
+        ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+        if ids is None:
+            raise HiPruneError("input_ids=None with pixels; accepted are the prompt's ids")
+        if mask is not None and mask.ndim != 2:
+            raise HiPruneError(f"attention_mask: {mask.ndim} dimensions; accepted is (B, T)")
+        positions, fresh_deltas = self._positions(arguments, ids, mask, for_generate)
+
+        keep = torch.ones_like(ids, dtype=torch.bool)
+        features, selections = {}, []
+        for kind, token, pixels in (
+            ("image", model.config.image_token_id, "pixel_values"),
+            ("video", model.config.video_token_id, "pixel_values_videos"),
+        ):
+            if arguments.get(pixels) is None:
+                continue
+            encode = getattr(inner, f"get_{kind}_features")
+            encoded = encode(arguments[pixels], arguments[f"{kind}_grid_thw"], return_dict=True)
+            flags = [selection.keep.flatten() for selection in self.tower.selections]
+            keep &= keep_flags(ids == token, flags, kind)
+            kept = flat_indices(self.tower.selections)
+            features[token] = torch.cat(encoded.pooler_output)[kept]  # (N, C) -> (sum of N', C)
+            selections += self.tower.selections
+        self.handle.selections = selections
+
+        prompt = shrink(keep, mask)
+        short = prompt.take(ids)  # (B, T')
+        embeds = model.get_input_embeddings()(short)  # (B, T', C)
+        for token, values in features.items():
+            place = ((short == token) & prompt.real).unsqueeze(-1)
+            embeds = embeds.masked_scatter(place, values.to(embeds.device, embeds.dtype))
+        for name in VISUAL_INPUTS:
+            arguments.pop(name, None)
+        arguments["input_ids"] = None
+        arguments["inputs_embeds"] = embeds
+        arguments["attention_mask"] = prompt.real.to(ids.dtype if mask is None else mask.dtype)
+        arguments["position_ids"] = prompt.take(positions)
+        if fresh_deltas:
+            # A next step's position is counted from the length in the cache, which is shorter now.
+            inner.rope_deltas = inner.rope_deltas + prompt.dropped.unsqueeze(1)
+        return prompt
+
+    def _positions(
+        self, arguments: dict[str, Any], ids: Tensor, mask: Tensor | None, for_generate: bool
+    ) -> tuple[Tensor, bool]:
+        """(3, B, T) of the unpruned prompt, as the unpatched model has them.
+
+        And whether the model has noted by how much they run ahead of a plain count.
+        """
+        given = arguments.get("position_ids")
+        if given is not None:
+            given = given.unsqueeze(0).expand(3, -1, -1) if given.ndim == 2 else given
+            return given[-3:], False  # a fourth row, in front, counts text alone
+        found = self.model.model.compute_3d_position_ids(
+            input_ids=ids,
+            image_grid_thw=arguments.get("image_grid_thw"),
+            video_grid_thw=arguments.get("video_grid_thw"),
+            inputs_embeds=None,
+            attention_mask=mask,
+            past_key_values=None,
+            second_per_grid_ts=arguments.get("second_per_grid_ts"),
+            mm_token_type_ids=arguments.get("mm_token_type_ids"),
+        )
+        if found is not None:
+            return found, True
+        # Without mm_token_type_ids the model counts all tokens in one row.
+        if for_generate and mask is not None:
+            row = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        else:
+            row = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return row.expand(3, *ids.shape), False
+
+
+def _by_name(signature: inspect.Signature, args: tuple, kwargs: dict) -> dict[str, Any]:
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    arguments.update(arguments.pop("kwargs", {}))
+    return arguments
+
+
+def _has_pixels(arguments: dict[str, Any]) -> bool:
+    if arguments.get("mm_encoder_outputs"):
+        raise HiPruneError("mm_encoder_outputs: accepted are pixels, which HiPrune scores")
+    return any(arguments.get(name) is not None for name in VISUAL_INPUTS[:2])
