@@ -23,13 +23,15 @@ case "${1-}" in
 esac
 
 VENV=${VENV:-.venv-llava}
+OLDEST=10
+REQUIREMENTS=scripts/requirements-llava.txt
 source scripts/setup_common.sh
 make_venv
-install_pinned scripts/requirements-llava.txt
+install_pinned $REQUIREMENTS
 # These three pin or build against other versions than the ones known to run together.
 pip_install --no-deps llava-torch==1.2.2.post1 lmms-eval==0.7.3 torchvision==0.28.0
 install_hiprune
 "$VENV/bin/python" scripts/torchvision_cpu.py
 check_imports torch torchvision transformers accelerate datasets llava.model.builder \
     lmms_eval.evaluator hiprune hiprune.models.llava hiprune.lmms_llava
-mark_complete
+mark_complete setup_llava.sh $REQUIREMENTS

@@ -5,8 +5,9 @@ def manifests() -> list:
     """lmms-eval's manifests of our models; nothing heavy is imported until one is used."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return [
-        ModelManifest(
-            model_id="llava_hiprune", simple_class_path="hiprune.lmms_llava.LlavaHiPrune"
-        ),
-    ]
+    classes = {
+        "llava_hiprune": "hiprune.lmms_llava.LlavaHiPrune",
+        "llava_hf_hiprune": "hiprune.lmms_llava_hf.LlavaHfHiPrune",
+        "qwen2_5_vl_hiprune": "hiprune.lmms_qwen.Qwen25VLHiPrune",
+    }
+    return [ModelManifest(model_id=name, simple_class_path=path) for name, path in classes.items()]

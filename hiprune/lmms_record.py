@@ -11,7 +11,15 @@ import torch
 
 from hiprune.handle import PruneHandle
 
-PACKAGES = ("hiprune", "torch", "transformers", "llava-torch", "lmms_eval", "accelerate")
+PACKAGES = (
+    "hiprune",
+    "torch",
+    "transformers",
+    "llava-torch",
+    "qwen-vl-utils",
+    "lmms_eval",
+    "accelerate",
+)
 
 
 class RunRecord:

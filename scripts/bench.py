@@ -36,6 +36,8 @@ def plan(settings: Settings) -> list[Run]:
             name = f"N' = {budget}"
             setting = f"retention-{budget}_alpha-{alpha:g}_layer-{layer}"
             environment[settings.benchmark.retention_variable] = budget
+        if settings.processes > 1 and not torch.cuda.is_available():
+            environment["ACCELERATE_USE_CPU"] = "true"
         if settings.tiny:
             environment.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
         for task in settings.tasks:
@@ -66,10 +68,11 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
         "--num_processes", str(settings.processes), "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
     ]  # fmt: skip
-    if not cuda:
-        launch.append("--cpu")
-    elif settings.processes > 1:
+    # accelerate launches one process under --cpu, whatever the number; see plan() for several.
+    if settings.processes > 1:
         launch.append("--multi_gpu")
+    elif not cuda:
+        launch.append("--cpu")
     command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *launch]
     command += ["-m", "lmms_eval", "--model", settings.benchmark.model]
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
@@ -112,7 +115,8 @@ def main() -> int:
     except HiPruneError as error:
         print(error, file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for sign in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too
+        signal.signal(sign, signal.default_int_handler)
     runs = plan(settings)
     try:
         if settings.tiny:
@@ -132,17 +136,18 @@ def print_tables(settings: Settings) -> None:
     folder = settings.folder
     if not folder.is_dir():
         return
-    wanted = (settings.config.alpha, settings.config.object_layer)
     tables = [
         table
         for table in read_tables(folder)
-        if (table.alpha, table.object_layer) in (wanted, (None, None))
-        and (int(table.limit) if table.limit else None) == settings.limit
+        if (int(table.limit) if table.limit else None) == settings.limit
     ]
+    wanted = (settings.config.alpha, settings.config.object_layer)
+    ours = [t for t in tables if (t.alpha, t.object_layer) in (wanted, (None, None))]
+    tables = ours or tables  # nothing but the unpruned row is of these settings
     if not tables:
         return
     text = "\n\n".join(render(table) for table in tables)
-    (folder / "table.md").write_text(text + "\n")
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\ntable: {folder / 'table.md'}")
 
 

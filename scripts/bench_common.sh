@@ -1,4 +1,5 @@
-# What the bench scripts share. Sourced with FAMILY, SETUP, DEFAULT_VENV and the defaults' names set.
+# What the bench scripts share. Sourced with FAMILY, SETUP, REQUIREMENTS, DEFAULT_VENV and the texts
+# of the usage set.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -29,6 +30,12 @@ how to run
 USAGE
 }
 
+is_complete() (
+    cd "$ROOT"
+    source scripts/setup_common.sh
+    setup_is_complete "$SETUP" "$REQUIREMENTS"
+)
+
 bench_main() {
     local arguments=(--family "$FAMILY")
     while (($#)); do
@@ -39,9 +46,12 @@ bench_main() {
         esac
         shift
     done
+    # A changed pin has our own environment made anew; one that the caller names is left as it is.
+    local complete=(test -f "${VENV:-}/hiprune-setup-complete")
+    [[ -n ${VENV-} ]] || complete=(is_complete)
     VENV=${VENV:-$ROOT/$DEFAULT_VENV}
     [[ $VENV == /* ]] || VENV=$PWD/$VENV
-    if [[ ! -f $VENV/hiprune-setup-complete ]]; then
+    if ! "${complete[@]}"; then
         VENV=$VENV bash "$ROOT/$SETUP"
     fi
     exec "$VENV/bin/python" -W ignore "$ROOT/scripts/bench.py" "${arguments[@]}"

@@ -14,6 +14,10 @@ from pathlib import Path
 
 PROGRESS = b"Model Responding"  # what lmms-eval's models call their progress bar
 GRACE_SECONDS = 20
+# What is raised around a cause and tells less than it.
+WRAPPERS = (
+    r"(?:\w+\.)*(?:RetryError|ChildFailedError|CalledProcessError: .*returned non-zero exit status)"
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,7 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
                 _show([*pieces, rest])
         return process.wait()
     finally:
-        if process.poll() is None:
-            _end(process)
+        _end(process)
         if sys.stdout.isatty():
             print("\r\033[K", end="", flush=True)
 
@@ -107,10 +110,12 @@ def _reason(log: Path, status: int) -> str:
     """The last thing in a log that reads like the cause of a failure."""
     text = log.read_text(errors="replace")
     told = re.findall(r"Error during evaluation: (.+?)\. Please set `--verbosity", text, re.S)
-    if told:
-        return " ".join(told[-1].split())[:500]
-    errors = re.findall(r"^(?:\[rank\d+\]: *)?((?:\w+\.)*\w*(?:Error|Exception)\b.*)$", text, re.M)
-    if errors:
-        return errors[-1].strip()[:500]
+    # "task ..., sample ...": how our model ends when it is one process of several.
+    kinds = r"(?:\w+\.)*\w*(?:Error|Exception)\b|task \S+, sample "
+    errors = re.findall(rf"^(?:\[rank\d+\]: *)?((?:{kinds}).*)$", text, re.M)
+    said = [*told[-1:], *reversed(errors)]
+    if said:
+        causes = [line for line in said if not re.match(WRAPPERS, line)]
+        return " ".join((causes or said)[0].split())[:500]
     lines = [line for line in text.splitlines() if line.strip()]
     return f"exit status {status}" + (f": {lines[-1].strip()[:300]}" if lines else "")

@@ -48,6 +48,7 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
             "one of the two"
         )
     if single is not None:
+        HiPruneConfig.from_env(benchmark.family, env)  # "unpruned" is for RETENTIONS
         budgets = (single,)
     elif several is not None:
         budgets = _words("RETENTIONS", several, f"'{UNPRUNED}' and budgets")

@@ -22,7 +22,7 @@ class Table:
 
     Attributes:
         rows: "unpruned" or N' -> task -> score in the paper's unit.
-        tokens: the same keys -> visual tokens per image that reached the language model.
+        counts: the same keys -> task -> images, and visual tokens per image.
     """
 
     checkpoint: str
@@ -30,12 +30,22 @@ class Table:
     object_layer: int
     limit: float | None
     rows: dict[int | float | str, dict[str, float]] = field(default_factory=dict)
-    tokens: dict[int | float | str, float] = field(default_factory=dict)
+    counts: dict[int | float | str, dict[str, tuple[int, float]]] = field(default_factory=dict)
+
+    def tokens(self, budget: int | float | str) -> float | None:
+        """Visual tokens per image that reached the language model, over all tasks of a row."""
+        counts = self.counts.get(budget, {}).values()
+        images = sum(n for n, _ in counts)
+        return sum(n * tokens for n, tokens in counts) / images if images else None
 
 
 def read_tables(logs: Path) -> list[Table]:
     """All tables that the finished runs under ``logs`` make; the newest of equal runs counts."""
-    results = [json.loads(path.read_text()) for path in sorted(logs.rglob("*_results.json"))]
+    results = [
+        json.loads(path.read_text())
+        for path in sorted(logs.rglob("*_results.json"))
+        if not any(part.endswith((".running", ".failed")) for part in path.relative_to(logs).parts)
+    ]
     results = sorted((r for r in results if "hiprune" in r), key=lambda r: r["date"])
     tables: dict[tuple, Table] = {}
     for result in results:
@@ -64,7 +74,10 @@ def _add(table: Table, budget: int | float | str, result: dict) -> None:
         score = _score(task, metrics)
         if score is not None:
             table.rows.setdefault(budget, {})[task] = score
-    table.tokens[budget] = result["hiprune"]["visual_tokens_per_image"]
+        record = result["hiprune"]
+        if record["images"]:
+            found = (record["images"], record["visual_tokens_per_image"])
+            table.counts.setdefault(budget, {})[task] = found
 
 
 def _score(task: str, metrics: dict) -> float | None:
@@ -105,7 +118,7 @@ def render(table: Table) -> str:
     lines = [header, ["---"] * len(header)]
     budgets = sorted(ours, key=lambda b: -float("inf") if b == UNPRUNED else -b)
     for budget in budgets:
-        tokens = table.tokens.get(budget)
+        tokens = table.tokens(budget)
         reached = MISSING if tokens is None else f"{tokens:.1f}"
         cells = _cells(ours[budget], ours.get(UNPRUNED), titles)
         lines.append([str(budget), "ours", *cells, reached])

@@ -9,17 +9,28 @@ case "${1-}" in
         cat <<'USAGE'
 usage: bash scripts/test.sh [pytest arguments]
 
-Makes .venv-llava (variable VENV: elsewhere) if it is missing or its pins have changed, and runs the
-tests in it. No GPU and no model hub needed.
+Makes the two environments, .venv-llava (the `llava` package) and .venv-qwen (transformers' own
+models), where they are missing or their pins have changed, and runs in each the tests that can run
+there. No GPU and no model hub needed. ONLY=llava or ONLY=qwen: one environment alone.
 USAGE
         exit 0
         ;;
 esac
 
-VENV=${VENV:-.venv-llava}
-[[ $VENV == /* ]] || VENV=$ROOT/$VENV
+case "${ONLY-}" in
+    "" | llava | qwen) ;;
+    *) echo "ONLY='$ONLY': accepted is llava or qwen" >&2; exit 2 ;;
+esac
+
 source scripts/setup_common.sh
-if ! setup_is_complete; then
-    VENV=$VENV bash setup_llava.sh
-fi
-exec "$VENV/bin/python" -m pytest "$@"
+status=0
+for name in llava qwen; do
+    [[ -z "${ONLY-}" || $ONLY == "$name" ]] || continue
+    VENV=$ROOT/.venv-$name
+    if ! setup_is_complete "setup_$name.sh" "scripts/requirements-$name.txt"; then
+        VENV=$VENV bash "setup_$name.sh"
+    fi
+    echo "tests in .venv-$name"
+    "$VENV/bin/python" -m pytest "$@" || status=1
+done
+exit $status

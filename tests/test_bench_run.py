@@ -1,0 +1,181 @@
+"""bench_run on small commands in place of evaluations: states of the folder, reasons, endings."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import bench
+import bench_run
+import psutil
+import pytest
+from bench_run import Run
+
+WRITE_RESULTS = """
+import os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+(folder / "model").mkdir()
+(folder / "model" / "20260102_030405_results.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(code, name="task", **environment):
+        def command(folder):
+            return [sys.executable, "-c", code, str(folder)]
+
+        folder = tmp_path / "logs" / "setting" / name
+        return Run(f"N' = 64, {name}", command, environment, folder)
+
+    return make
+
+
+def names(run):
+    return sorted(path.name for path in run.folder.parent.iterdir())
+
+
+def test_a_finished_run(make):
+    seen = "print(sorted(os.listdir(folder.parent)), os.environ['SETTING'])"
+    run = make(WRITE_RESULTS + seen + "\nprint('to stderr', file=sys.stderr)", SETTING="17")
+    assert not run.finished
+    assert run.execute() is None
+    assert run.finished
+    assert names(run) == ["task"]
+    # While it ran its folder had another name.
+    assert (run.folder / "log.txt").read_text() == "['task.running'] 17\nto stderr\n"
+    assert (run.folder / "model" / "20260102_030405_results.json").is_file()
+
+
+def test_status_zero_without_results_is_a_failure(make):
+    """lmms-eval logs an exception and ends with status 0."""
+    run = make("print('Something went wrong'); print()")
+    assert run.execute() == "exit status 0: Something went wrong"
+    assert not run.finished
+    assert names(run) == ["task.failed"]
+
+
+def test_results_with_a_bad_status_are_a_failure(make):
+    run = make(WRITE_RESULTS + "sys.exit(3)")
+    assert run.execute() == "exit status 3"
+    assert names(run) == ["task.failed"]
+
+
+def test_resume_runs_what_has_not_finished(make, tmp_path, capsys):
+    """The failed one is tried again, from an empty folder; so is one that was cut off."""
+    count = f"open({str(tmp_path / 'calls')!r}, 'a').write(folder.name + ' ');"
+    head = "import pathlib, sys; folder = pathlib.Path(sys.argv[1]);" + count
+    good = make(head + WRITE_RESULTS, "good")
+    cut = make(head + WRITE_RESULTS, "cut")
+    flaw = tmp_path / "flaw"
+    flaw.touch()
+    check = f"assert not pathlib.Path({str(flaw)!r}).exists(), 'flawed';"
+    bad = make(head + "(folder / 'rest').touch();" + check + WRITE_RESULTS, "bad")
+
+    assert bench.run_all([good, bad]) == {"N' = 64, bad": "AssertionError: flawed"}
+    told = capsys.readouterr().out
+    assert "[1/2] N' = 64, good: done" in told
+    assert "[2/2] N' = 64, bad: FAILED" in told
+    assert str(bad.failed_folder / "log.txt") in told
+
+    (cut.folder.parent / "cut.running" / "model").mkdir(parents=True)
+    assert set(bench.run_all([good, bad, cut])) == {"N' = 64, bad"}
+    assert names(good) == ["bad.failed", "cut", "good"]
+    flaw.unlink()
+    assert bench.run_all([good, bad, cut]) == {}
+    assert names(good) == ["bad", "cut", "good"]
+    told = capsys.readouterr().out
+    assert "[1/3] N' = 64, good: finished before" in told
+    calls = (tmp_path / "calls").read_text().split()
+    assert calls == ["good.running", "bad.running", "bad.running", "cut.running", "bad.running"]
+
+
+TOLD = "2026-01-02 | ERROR | Error during evaluation: {}. Please set `--verbosity=DEBUG` to see."
+TRACE = "Traceback (most recent call last):\n  File launch.py\n    raise subprocess.Called\n"
+LAUNCHER = TRACE + "subprocess.CalledProcessError: Command '['python', '-m', 'lmms_eval']' "
+STATUS = LAUNCHER + "returned non-zero exit status 1."
+ELASTIC = "torch.distributed.elastic.multiprocessing.errors"
+RANKS = f"{TRACE}{ELASTIC}.ChildFailedError: \n=====\nlmms_eval FAILED"
+BROKEN = "task x, sample 4: ValueError: broken"
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (["Traceback", "ValueError: first", "Traceback", "a.b.SomeError: last", "0%|  |"], "last"),
+        (["RuntimeError: earlier", TOLD.format(BROKEN)], BROKEN),
+        (["", "Killed", ""], "exit status 1: Killed"),
+        ([], "exit status 1"),
+        (["[rank1]: Traceback", "[rank1]: RuntimeError: out of memory"], "out of memory"),
+        # What a package raises around the cause of it.
+        (
+            [
+                "ConnectionError: Couldn't reach 'a/b' on the Hub",
+                "tenacity.RetryError: RetryError[<Future at 0x7 state=finished raised Connection>]",
+                TOLD.format("RetryError[<Future at 0x7 state=finished raised ConnectionError>]"),
+            ],
+            "Couldn't reach 'a/b' on the Hub",
+        ),
+        # What the launchers say after the evaluation has said why.
+        (["OSError: disk full", STATUS], "disk full"),
+        ([BROKEN, RANKS], BROKEN),
+        (["[rank0]: OSError: disk full", RANKS], "disk full"),
+        # Nothing else to tell: out of memory looks like this.
+        ([LAUNCHER + "died with <Signals.SIGKILL: 9>."], "SIGKILL"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_what_the_log_says(make, log, reason):
+    told = make(f"import sys; print({chr(10).join(log)!r}); sys.exit(1)").execute()
+    assert reason in told
+    assert "\n" not in told
+    assert len(told) <= 500
+
+
+def test_a_log_that_is_no_text(make):
+    code = r"import sys; sys.stdout.buffer.write(b'\xff\xfe\nValueError: \xff'); sys.exit(1)"
+    assert make(code).execute().startswith("ValueError: ")
+
+
+HOLDS_ON = """
+import signal, subprocess, sys, time
+sleeper = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("child", subprocess.Popen([sys.executable, "-c", sleeper]).pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize("leader", ["stays", "has ended"])
+def test_an_interruption_leaves_no_process(make, monkeypatch, leader):
+    """Not even those that take no notice of SIGTERM, or whose launcher is gone."""
+    monkeypatch.setattr(bench_run, "GRACE_SECONDS", 0.5)
+    run = make(HOLDS_ON + ("time.sleep(60)" if leader == "stays" else ""))
+    log = run.folder.with_name("task.running") / "log.txt"
+    child = []
+
+    def interrupt():
+        while not (log.is_file() and log.read_text().endswith("\n")):
+            time.sleep(0.02)
+        child.append(psutil.Process(int(log.read_text().split()[-1])))
+        time.sleep(0.5)  # for the leader to end, and the sleeper to be deaf
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt, daemon=True)
+    try:
+        thread.start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run.execute()
+        assert time.monotonic() - start < 20
+        # One that waits for its parent to take notice of its end is none that runs.
+        psutil.wait_procs(child, timeout=1)
+        left = [one for one in child if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for process in child:
+            if process.is_running():
+                os.kill(process.pid, signal.SIGKILL)
+    assert left == []
+    assert not run.finished
+    assert names(run) == ["task.running"]
