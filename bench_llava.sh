@@ -12,5 +12,8 @@ DEFAULT_TASKS="gqa mme pope scienceqa_img vizwiz_vqa_val"
 DEFAULT_RETENTIONS="192 128 64"
 RETENTION_USAGE="HIPRUNE_RETENTION  one budget alone, 1 to 576 tokens per image"
 LAYER_USAGE="l, 1 to 24                         (default 9)"
+HF_CKPT=llava-hf/llava-1.5-7b-hf
+HF_USAGE="
+  --hf     transformers' own LLaVA, $HF_CKPT, in .venv-qwen"
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/bench_common.sh"
 bench_main "$@"

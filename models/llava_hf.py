@@ -34,30 +34,37 @@ from hiprune.handle import PruneHandle
 _UNUSED = ("token_type_ids", "mm_token_type_ids", "cache_position", "mm_encoder_outputs")
 
 
+def family(model: Any) -> str:
+    """ "llava_next" where images are cut into views, "llava" elsewhere."""
+    return "llava_next" if hasattr(model.config, "image_grid_pinpoints") else "llava"
+
+
 def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     """Apply HiPrune to a model of transformers; see :func:`hiprune.apply`."""
     require_transformers()
-    name = "llava_next" if hasattr(model.config, "image_grid_pinpoints") else "llava"
+    name = family(model)
     config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
     encoder = ImageEncoder(model, config)  # raises before anything is changed
     handle = PruneHandle(model, config, name)
     handle.on_remove(encoder.tower.hook().remove)
     pruned = _PrunedModel(model, encoder, handle)
-    handle.replace(model, "forward", _wrap(model.forward, pruned.forward))
-    handle.replace(model, "generate", _wrap(model.generate, pruned.generate))
+    handle.replace(model, "forward", _wrap(model, "forward", pruned.forward))
+    handle.replace(model, "generate", _wrap(model, "generate", pruned.generate))
     return handle
 
 
-def _wrap(original: Callable, replacement: Callable[[dict], Any]) -> Callable:
-    """``replacement`` of the arguments by name, behind the original's signature.
+def _wrap(model: Any, method: str, replacement: Callable[[dict], Any]) -> Callable:
+    """``replacement`` of the arguments by name, behind the method's signature.
 
     generate looks at forward's signature to know what it accepts.
     """
-    signature = inspect.signature(original)
+    # The class's: what stands on the instance may be a wrapper of someone's that tells no names.
+    signature = inspect.signature(getattr(type(model), method))
 
-    @functools.wraps(original)
+    @functools.wraps(getattr(model, method))
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        arguments = dict(signature.bind(model, *args, **kwargs).arguments)
+        del arguments["self"]
         arguments.update(arguments.pop("kwargs", {}))
         return replacement(arguments)
 
@@ -85,13 +92,11 @@ class _PrunedModel:
                 "past_key_values: the cache of a pruned prompt; accepted by generate is the whole "
                 "prompt without a cache"
             )
-        if not _has_images(pixels):
-            return self.original_generate(**arguments)
-        ids = arguments.get("inputs")
-        ids = arguments.get("input_ids") if ids is None else ids
         with torch.no_grad():
-            images = self._encode(ids, pixels, sizes)
-        self.prepared = (ids.shape[1], images)
+            images = self._images(arguments, pixels, sizes)
+        ids = _ids(arguments)
+        if ids is not None:
+            self.prepared = (ids.shape[1], images or [])
         try:
             return self.original_generate(**arguments)
         finally:
@@ -110,8 +115,7 @@ class _PrunedModel:
         if cache is not None:
             self.prompts.pop(cache, None)  # of a prompt before the cache was reset
 
-        ids = arguments.get("input_ids")
-        images = self._images(ids, pixels, sizes)
+        images = self._images(arguments, pixels, sizes)
         if images is None:
             return self.original_forward(**arguments)
         if cached:
@@ -128,19 +132,22 @@ class _PrunedModel:
                 self.prompts[value] = prompt
         return output
 
-    def _images(self, ids: Tensor | None, pixels: Any, sizes: Any) -> list[list[KeptImage]] | None:
+    def _images(self, arguments: dict, pixels: Any, sizes: Any) -> list[list[KeptImage]] | None:
         """The images of each prompt; None for prompts without one."""
         if _has_images(pixels):
-            return self._encode(ids, pixels, sizes)
-        token = self.model.config.image_token_id
-        if ids is None or not bool((ids == token).any()):
+            return self._encode(arguments, pixels, sizes)
+        ids, token = _ids(arguments), self.model.config.image_token_id
+        if ids is None:
             return None
-        if self.prepared is None:
+        length, images = self.prepared or (ids.shape[1], [])
+        # In generate, only its prompt counts: an answer may contain anything.
+        if not bool((ids[:, :length] == token).any()):
+            return None
+        if not images:
             raise HiPruneError(
                 f"pixel_values=None: the prompt has image placeholders (token {token}); accepted "
                 "are the pixels of their images"
             )
-        length, images = self.prepared
         if ids.shape[1] < length or len(ids) % len(images):
             raise HiPruneError(
                 f"input_ids: generate runs the prompt as {tuple(ids.shape)}; accepted is all of "
@@ -149,10 +156,17 @@ class _PrunedModel:
         copies = len(ids) // len(images)  # beams, or several answers to a prompt
         return [row for row in images for _ in range(copies)]
 
-    def _encode(self, ids: Tensor | None, pixels: Tensor, sizes: Any) -> list[list[KeptImage]]:
+    def _encode(self, arguments: dict, pixels: Any, sizes: Any) -> list[list[KeptImage]]:
+        ids, config = _ids(arguments), self.model.config
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if arguments.get(name) not in (None, getattr(config, name)):
+                raise HiPruneError(
+                    f"{name}={arguments[name]!r}: accepted is the model's own, "
+                    f"{getattr(config, name)!r}"
+                )
         if ids is None:
             raise HiPruneError("input_ids=None with pixel_values; accepted are the prompt's ids")
-        counts = (ids == self.model.config.image_token_id).sum(dim=1).tolist()
+        counts = (ids == config.image_token_id).sum(dim=1).tolist()
         views, lengths = self.encoder.count(pixels, sizes)
         rows = images_of_rows(counts, lengths)  # raises before the tower runs
         images, self.handle.selections = self.encoder.encode(pixels, sizes, views, lengths)
@@ -172,7 +186,7 @@ class _PrunedModel:
             )
         placeholder = ids == self.model.config.image_token_id
         if self.prepared is not None:
-            placeholder[:, self.prepared[0] :] = False  # an answer may contain anything
+            placeholder[:, self.prepared[0] :] = False
         prompt = shrink(placeholder, mask, images)
         embeds = self.model.get_input_embeddings()(prompt.take(ids))  # (B, T', C)
         features = torch.cat([image.features for row in images for image in row])
@@ -207,6 +221,12 @@ def _count_positions(arguments: dict[str, Any], cached: int, new: int) -> None:
     else:
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
     arguments["position_ids"] = positions.to(given.device)
+
+
+def _ids(arguments: dict[str, Any]) -> Tensor | None:
+    """The prompt's ids, which generate takes as ``inputs`` as well."""
+    inputs = arguments.get("inputs")
+    return arguments.get("input_ids") if inputs is None else inputs
 
 
 def _has_images(pixels: Any) -> bool:

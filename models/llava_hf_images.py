@@ -46,7 +46,7 @@ class ImageEncoder:
         """
         if not isinstance(pixels, Tensor) or pixels.ndim not in (4, 5):
             shape = tuple(getattr(pixels, "shape", ())) or type(pixels).__name__
-            raise HiPruneError(f"pixel_values: {shape}; accepted is a tensor (images, ..., 3, H, W)")
+            raise HiPruneError(f"pixel_values: {shape}; accepted is a tensor (..., 3, H, W)")
         tokens = self.tower.columns**2  # N
         if self.pinpoints is None:
             if pixels.ndim != 4:
@@ -58,11 +58,11 @@ class ImageEncoder:
             raise HiPruneError("image_sizes=None: accepted is (height, width) of every image")
         grids = [self._grid(size) for size in sizes]
         views = [1 + rows * columns for rows, columns in grids]
-        found = len(pixels) if pixels.ndim == 5 else sum(views)
-        if found != len(views) or (pixels.ndim == 4 and len(pixels) != sum(views)):
+        stacked = pixels.ndim == 5 and pixels.shape[1] >= max(views, default=0)
+        if len(pixels) != (len(views) if stacked else sum(views)):
             raise HiPruneError(
-                f"pixel_values: shape {tuple(pixels.shape)}; accepted for image_sizes of "
-                f"{len(views)} images is {len(views)} of up to {max(views)} views"
+                f"pixel_values: shape {tuple(pixels.shape)}; accepted are images of {views} views, "
+                f"as image_sizes tell ({len(views)} images)"
             )
         return views, self._placeholders(views, sizes)
 

@@ -40,6 +40,7 @@ class ShrunkPrompt:
         columns: (B, T') the position that each came from; 0 for padding.
         image: (B, T') bool, a visual token.
         mask: (B, T') attention mask; None where nothing is masked.
+        real: (B, T') bool, False for padding.
     """
 
     length: int

@@ -19,7 +19,7 @@ from bench_settings import Settings, read_settings
 from benchmarks import BENCHMARKS
 from make_tables import read_tables, render
 from paper import UNPRUNED
-from tiny import TINY, make_tiny
+from tiny import TASKS, make_tiny
 
 from hiprune import HiPruneError
 
@@ -33,7 +33,7 @@ def plan(settings: Settings) -> list[Run]:
         name = setting = UNPRUNED
         environment = {}
         if budget != UNPRUNED:
-            name = f"N' = {budget}"
+            name = f"N' = {budget}" + (" N" if "." in budget else "")
             setting = f"retention-{budget}_alpha-{alpha:g}_layer-{layer}"
             environment[settings.benchmark.retention_variable] = budget
         if settings.processes > 1 and not torch.cuda.is_available():
@@ -56,12 +56,11 @@ def plan(settings: Settings) -> list[Run]:
 
 def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[str]:
     cuda = torch.cuda.is_available()
-    # float16 is what the released checkpoints are and what lmms-eval's llava runs in; on a CPU it
-    # is many times slower than float32.
+    # On a CPU the halves are many times slower than float32.
     model_args = {
         "pretrained": settings.checkpoint,
         "prune": budget != UNPRUNED,
-        "dtype": "float16" if cuda else "float32",
+        "dtype": settings.benchmark.dtype if cuda else "float32",
         "device_map": "cuda:0" if cuda else "cpu",
     }
     launch = [
@@ -78,7 +77,7 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
     command += ["--tasks", task, "--batch_size", "1", "--log_samples", "--output_path", str(folder)]
     if settings.tiny:
-        command += ["--include_path", str(TINY / "tasks")]
+        command += ["--include_path", str(TASKS)]
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     return command
@@ -120,7 +119,7 @@ def main() -> int:
     runs = plan(settings)
     try:
         if settings.tiny:
-            make_tiny(settings.benchmark)
+            make_tiny(args.family, settings.benchmark)
         failures = run_all(runs)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on with the run that it was at", flush=True)

@@ -12,7 +12,7 @@ its environment first if it is missing. Runs that have finished are kept and ski
 command is started again.
 
   --tiny   a tiny checkpoint and a small local task: everything on any machine in minutes, without
-           a GPU or a model hub. Random weights: scores are those of guessing.
+           a GPU or a model hub. Random weights: scores are those of guessing.${HF_USAGE-}
   --help   this text
 
 what to evaluate
@@ -30,6 +30,20 @@ how to run
 USAGE
 }
 
+unknown_argument() {
+    echo "$SCRIPT: unknown argument '$1'; accepted are --tiny${HF_CKPT+, --hf} and --help" >&2
+    exit 2
+}
+
+# transformers' own LLaVA, in the environment of transformers' own models.
+use_hf() {
+    [[ -n ${HF_CKPT-} ]] || unknown_argument --hf
+    FAMILY=${FAMILY%_hf}_hf
+    SETUP=setup_qwen.sh
+    REQUIREMENTS=scripts/requirements-qwen.txt
+    DEFAULT_VENV=.venv-qwen
+}
+
 is_complete() (
     cd "$ROOT"
     source scripts/setup_common.sh
@@ -37,15 +51,17 @@ is_complete() (
 )
 
 bench_main() {
-    local arguments=(--family "$FAMILY")
+    local tiny=()
     while (($#)); do
         case "$1" in
-            --tiny) arguments+=(--tiny) ;;
+            --tiny) tiny=(--tiny) ;;
+            --hf) use_hf "$@" ;;
             -h | --help) bench_usage; exit 0 ;;
-            *) echo "$SCRIPT: unknown argument '$1'; accepted are --tiny and --help" >&2; exit 2 ;;
+            *) unknown_argument "$1" ;;
         esac
         shift
     done
+    local arguments=(--family "$FAMILY" ${tiny[@]+"${tiny[@]}"})
     # A changed pin has our own environment made anew; one that the caller names is left as it is.
     local complete=(test -f "${VENV:-}/hiprune-setup-complete")
     [[ -n ${VENV-} ]] || complete=(is_complete)

@@ -19,6 +19,7 @@ class Benchmark:
     retentions: tuple[int | float, ...]
     tiny_checkpoint: str
     retention_variable: str = "HIPRUNE_RETENTION"
+    dtype: str = "float16"  # on a GPU: of the released weights, and of lmms-eval's stock model
 
 
 BENCHMARKS = {
@@ -37,6 +38,33 @@ BENCHMARKS = {
         tasks=("pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(640, 320, 160),
         tiny_checkpoint="llava-v1.6-tiny",
+    ),
+    "llava_hf": Benchmark(
+        family="llava",
+        model="llava_hf_hiprune",
+        checkpoint="llava-hf/llava-1.5-7b-hf",
+        tasks=("gqa", "mme", "pope", "scienceqa_img", "vizwiz_vqa_val"),
+        retentions=(192, 128, 64),
+        tiny_checkpoint="llava-1.5-tiny-hf",
+    ),
+    "llava_next_hf": Benchmark(
+        family="llava_next",
+        model="llava_hf_hiprune",
+        checkpoint="llava-hf/llava-v1.6-vicuna-7b-hf",
+        tasks=("pope", "scienceqa_img", "vizwiz_vqa_val"),
+        retentions=(640, 320, 160),
+        tiny_checkpoint="llava-v1.6-tiny-hf",
+    ),
+    # The processor's limits, 256 * 28 * 28 to 1605632 pixels, are the model class's defaults.
+    "qwen2_5_vl": Benchmark(
+        family="qwen2_5_vl",
+        model="qwen2_5_vl_hiprune",
+        checkpoint="Qwen/Qwen2.5-VL-3B-Instruct",
+        tasks=("mmbench_en_dev", "mmbench_cn_dev", "pope", "scienceqa_img", "vizwiz_vqa_val"),
+        retentions=(0.334, 0.223, 0.112),
+        tiny_checkpoint="qwen2.5-vl-tiny",
+        retention_variable="HIPRUNE_QWEN_RETENTION",
+        dtype="bfloat16",
     ),
 }
 
@@ -61,6 +89,8 @@ COLUMNS = {
     "mme": Column("MME", ("mme_perception_score", "mme_cognition_score"), scale=1.0),
     "pope": Column("POPE", ("pope_f1_score",)),
     "scienceqa_img": Column("SQA_IMG", ("exact_match",)),
+    "mmbench_en_dev": Column("MMB", ("gpt_eval_score",), scale=1.0),
+    "mmbench_cn_dev": Column("MMB_CN", ("gpt_eval_score",), scale=1.0),
     "vizwiz_vqa_val": Column("VizWiz", ("exact_match",)),
     "hiprune_tiny": Column("tiny (accuracy)", ("pope_accuracy",)),
 }

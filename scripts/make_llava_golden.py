@@ -19,6 +19,7 @@ import torch
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from make_tiny_checkpoint import make_checkpoint
+from sentencepiece import sentencepiece_model_pb2
 
 import hiprune
 
@@ -52,17 +53,23 @@ def golden(family: str, directory: Path) -> dict[str, np.ndarray]:
     _, model, _, _ = load_pretrained_model(
         str(directory), None, directory.name, device_map="cpu", attn_implementation="eager"
     )
-    model = model.half().float().eval()  # weights that float16 holds exactly
-    found = {
-        f"file/{name}": np.frombuffer((directory / name).read_bytes(), dtype=np.uint8)
-        for name in ("tokenizer.model", "vision_tower/config.json")
-    }
+    model = model.float().eval()
+    for weight in model.parameters():
+        weight.data = weight.data.half().float()
+    for module in model.modules():  # it was loaded in float16, and its rotary table made so
+        if hasattr(module, "_set_cos_sin_cache"):
+            module._set_cos_sin_cache(module.max_seq_len_cached, "cpu", torch.float32)
     settings = json.loads((directory / "config.json").read_text())
     settings["mm_vision_tower"] = "vision_tower"  # beside it, wherever that is
-    found["file/config.json"] = np.frombuffer(json.dumps(settings).encode(), dtype=np.uint8)
-    for name, weight in model.state_dict().items():
-        if weight.is_floating_point():
-            found[f"weight/{name}"] = weight.half().numpy()
+    weights = {name: weight.half() for name, weight in model.named_parameters()}
+    files = {
+        "config.json": json.dumps(settings).encode(),
+        "vision_tower/config.json": (directory / "vision_tower/config.json").read_bytes(),
+        "tokenizer.model": small_tokenizer(directory / "tokenizer.model"),
+        "weights.json": json.dumps([[k, list(v.shape)] for k, v in weights.items()]).encode(),
+    }
+    found = {f"file/{k}": np.frombuffer(v, dtype=np.uint8) for k, v in files.items()}
+    found["weights"] = torch.cat([weight.flatten() for weight in weights.values()]).numpy()
 
     noise = np.random.default_rng(0)
     config = hiprune.HiPruneConfig(RETENTION[family], ALPHA, OBJECT_LAYER)
@@ -94,6 +101,14 @@ def golden(family: str, directory: Path) -> dict[str, np.ndarray]:
     found["setting/alpha"] = np.array(ALPHA)
     found["setting/object_layer"] = np.array(OBJECT_LAYER)
     return found
+
+
+def small_tokenizer(path: Path) -> bytes:
+    """Without the table of Unicode's normal forms, 240 kB that Llama's tokenizer has none of."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.precompiled_charsmap = b""
+    return proto.SerializeToString()
 
 
 def enlarge(coarse: np.ndarray) -> np.ndarray:

@@ -8,19 +8,21 @@ import sys
 from benchmarks import ROOT, Benchmark
 
 TINY = ROOT / ".tiny"
+TASKS = TINY / f"tasks-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]}"
 
 
-def make_tiny(benchmark: Benchmark) -> None:
-    """Make a family's tiny checkpoint and the task, unless they are there as they should be."""
+def make_tiny(name: str, benchmark: Benchmark) -> None:
+    """Make a benchmark's tiny checkpoint and the task, unless they are there as they should be."""
     from make_tiny_checkpoint import make_checkpoint
     from make_tiny_task import make_task
 
     makers = {
-        benchmark.tiny_checkpoint: lambda path: make_checkpoint(path, benchmark.family),
-        "tasks": make_task,
+        benchmark.tiny_checkpoint: lambda path: make_checkpoint(path, name),
+        # The task names files of the environment that it was made in.
+        TASKS.name: make_task,
     }
-    for name, make in makers.items():
-        path = TINY / name
+    for folder, make in makers.items():
+        path = TINY / folder
         done = path / "complete"
         mark = f"{path}\n{sys.prefix}\n{_fingerprint()}\n"  # paths: the files made hold them
         if not done.is_file() or done.read_text() != mark:
@@ -30,5 +32,6 @@ def make_tiny(benchmark: Benchmark) -> None:
 
 
 def _fingerprint() -> str:
-    makers = [ROOT / "scripts" / f"make_tiny_{what}.py" for what in ("checkpoint", "task")]
+    """Of all that makes the files: an older maker's are made anew."""
+    makers = sorted((ROOT / "scripts").glob("*tiny*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in makers)).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,24 @@ import pytest
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+
+# The scripts' tests run in the environment that the scripts under test use.
+collect_ignore = []
+if find_spec("llava") is None:
+    collect_ignore = [
+        f"test_{name}.py"
+        for name in (
+            "bench",
+            "bench_run",
+            "bench_settings",
+            "bench_tables",
+            "launcher",
+            "llava_eval",
+            "llava_eval_files",
+            "package",
+            "tables",
+        )
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,156 @@
+"""A tiny Qwen2.5-VL checkpoint in transformers' format; see make_tiny_checkpoint.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tiny_weights import CORPUS, answer_yes_or_no, randomise
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2TokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+ANSWERS = ("Yes", "No")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# ChatML with the visual placeholders, one a picture; the processor repeats it for every token.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}
+{%- for part in message.content -%}
+{%- if part.type == "image" -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == "video" -%}<|vision_start|><|video_pad|><|vision_end|>
+{%- else -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
+
+
+def make_checkpoint(directory: Path, width: int = 64, seed: int = 0) -> Path:
+    """Write a checkpoint that transformers reads, and return its folder.
+
+    The tower has the real model's 32 blocks, full attention in blocks 8, 16, 24 and 32, patches
+    of 14 pixels, windows of 112 and merge size 2.
+    """
+    directory = Path(directory).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    processor = _processor()
+    tokenizer = processor.tokenizer
+    processor.save_pretrained(directory)
+    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(list(SPECIAL)), strict=True))
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1000000.0,
+                "mrope_section": [2, 3, 3],
+            },
+        },
+        vision_config={
+            "depth": 32,
+            "hidden_size": width,
+            "num_heads": 4,
+            "intermediate_size": 2 * width,
+            "out_hidden_size": width,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    language, visual = model.model.language_model, model.model.visual
+    randomise(language.layers)
+    randomise(visual)
+    torch.nn.init.normal_(visual.patch_embed.proj.weight, std=0.05)
+    answer_yes_or_no(
+        language.embed_tokens,
+        language.layers,
+        visual.merger.mlp[-1],
+        model.lm_head,
+        tokenizer.convert_tokens_to_ids(list(ANSWERS)),
+        ids["<|im_end|>"],
+        lambda: _states(model),
+    )
+    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    model.to(torch.bfloat16).save_pretrained(directory)  # as the released weights are
+    return directory
+
+
+def _processor() -> Qwen2_5_VLProcessor:
+    """Byte-level BPE with Qwen's special tokens, and the real image and video processors."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL],
+        show_progress=False,
+    )
+    trained.train_from_iterator(CORPUS, trainer)
+    trained.add_tokens([AddedToken(answer) for answer in ANSWERS])
+    tokenizer = Qwen2TokenizerFast(
+        tokenizer_object=trained,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL[1:]),
+        model_max_length=32768,
+    )
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@torch.no_grad()
+def _states(model: Qwen2_5_VLForConditionalGeneration) -> torch.Tensor:
+    """(16, C) the last hidden state of one prompt with 16 random images."""
+    visual = model.model.visual
+    side = 16  # patches
+    grid = torch.tensor([[1, side, side]] * 16)
+    coarse = torch.randn(16, 3 * 2 * 14**2, 3, 3)
+    patches = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+    patches = patches.flatten(2).transpose(1, 2).flatten(0, 1)  # (16 * side^2, pixels)
+    features = visual(patches, grid).pooler_output.view(
+        16, -1, model.config.text_config.hidden_size
+    )
+    text = model.get_input_embeddings()(torch.arange(300, 330)).expand(16, -1, -1)
+    prompt = torch.cat([features, text], dim=1)
+    return model.model.language_model(inputs_embeds=prompt).last_hidden_state[:, -1]

@@ -1,0 +1,73 @@
+"""The bench scripts of the environment .venv-qwen, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers", minversion="5.17", reason="needs the environment .venv-qwen")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def bench(script, *arguments, **variables):
+    env = {**os.environ, "VENV": sys.prefix, "CUDA_VISIBLE_DEVICES": "", **variables}
+    return subprocess.run(
+        ["bash", str(ROOT / script), *arguments],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "variables", "tokens"),
+    [
+        ("bench_qwen.sh", ["--tiny"], {"HIPRUNE_QWEN_RETENTION": "0.112"}, None),
+        ("bench_llava.sh", ["--tiny", "--hf"], {"HIPRUNE_RETENTION": "64"}, 64),
+        ("bench_llava_next.sh", ["--hf", "--tiny"], {"HIPRUNE_RETENTION": "160"}, None),
+    ],
+)
+def test_a_run_ends_with_a_table(tmp_path, script, arguments, variables, tokens):
+    done = bench(script, *arguments, LIMIT="2", OUTPUT=str(tmp_path), **variables)
+    assert done.returncode == 0, done.stdout
+    (budget,) = variables.values()
+    assert f"N' = {budget}" in done.stdout
+    assert f"| {budget} " in done.stdout
+    (path,) = tmp_path.rglob("*_results.json")
+    record = json.loads(path.read_text())["hiprune"]
+    assert str(record["retention"]) == budget and record["images"] == 2
+    if tokens is not None:
+        assert record["visual_tokens_per_image"] == tokens
+
+
+@pytest.mark.parametrize("value", ["", "abc", "0", "1.5", "nan", "64"])
+def test_a_bad_share_is_named(tmp_path, value):
+    done = bench("bench_qwen.sh", "--tiny", HIPRUNE_QWEN_RETENTION=value, OUTPUT=str(tmp_path))
+    assert done.returncode == 2
+    assert f"HIPRUNE_QWEN_RETENTION={value!r}: accepted is a number in (0, 1]" in done.stdout
+
+
+def test_help_and_unknown_arguments():
+    for script, flag in (("bench_qwen.sh", "--help"), ("setup_qwen.sh", "--help")):
+        done = bench(script, flag)
+        assert done.returncode == 0 and "usage:" in done.stdout
+    assert "HIPRUNE_QWEN_RETENTION" in bench("bench_qwen.sh", "--help").stdout
+    done = bench("bench_qwen.sh", "--hf")
+    assert done.returncode == 2 and "unknown argument '--hf'" in done.stdout
+
+
+@pytest.mark.parametrize("version", ["5.16.0", "4.57.6", "6.0.0", "latest"])
+def test_a_version_of_transformers_that_the_adapters_do_not_know(tmp_path, version):
+    done = bench("setup_qwen.sh", TRANSFORMERS=version, VENV=str(tmp_path / "venv"))
+    assert done.returncode == 2
+    assert f"TRANSFORMERS='{version}': accepted is 5.17.0 to 5.x" in done.stdout
+    assert not (tmp_path / "venv").exists()
