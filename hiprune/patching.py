@@ -22,10 +22,11 @@ ADAPTERS = {
 
 
 def apply(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
-    """Turn HiPrune on for one model instance, until ``remove()`` of the handle returned.
+    """Turn HiPrune on for one model instance, until ``remove()`` of the handle that it returns.
 
     Args:
-        model: a model of the `llava` package (LLaVA-1.5, LLaVA-NeXT).
+        model: LLaVA-1.5 or LLaVA-NeXT, of the `llava` package or of transformers, or
+            transformers' Qwen2.5-VL.
         config: the hyper-parameters; unless given, HIPRUNE_* variables and the defaults of the
             model's family.
 

@@ -16,7 +16,7 @@ from paper import UNPRUNED, paper_rows
 def paper_number(checkpoint: str, budget: str, column: str) -> str:
     """The printed figure; ``budget`` is a number of tokens or "unpruned"."""
     row = paper_rows(checkpoint).get(budget if budget == UNPRUNED else int(budget), {})
-    return f"{row[column]:g}" if column in row else "-"
+    return f"{row[column]:.1f}" if column in row else "-"
 
 
 def main() -> None:
