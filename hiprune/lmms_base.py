@@ -47,7 +47,7 @@ class PrunedLmms:
     def _place(self, device: str, device_map: str) -> None:
         """Where the model is to lie, by the stock classes' rules; also for several on the CPU."""
         self.accelerator = Accelerator(
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=52))]
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))]
         )
         self._rank = self.accelerator.local_process_index
         self._world_size = self.accelerator.num_processes

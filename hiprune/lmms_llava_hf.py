@@ -106,9 +106,18 @@ class LlavaHfHiPrune(PrunedLmms, LlavaHf):
 
     def _prompt(self, context: str, n_images: int) -> str:
         """The conversation up to the answer; image placeholders go first unless it has its own."""
+        question = context
         if n_images and DEFAULT_IMAGE_TOKEN not in context:
             context = " ".join([DEFAULT_IMAGE_TOKEN] * n_images) + "\n" + context
-        messages = [{"role": "user", "content": context}]
+        prompt = self._render(context)
+        if question not in prompt:  # a template for content in parts, which drops plain text
+            parts = [{"type": "image"} for _ in range(n_images)]
+            text = question.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+            prompt = self._render([*parts, {"type": "text", "text": text}])
+        return prompt
+
+    def _render(self, content: str | list[dict]) -> str:
+        messages = [{"role": "user", "content": content}]
         return self.tokenizer.apply_chat_template(
             messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
         )

@@ -41,8 +41,8 @@ class RunRecord:
             "object_layer": config.object_layer if config else None,  # l
             **details,
         }
-        self.images = 0
-        self.visual_tokens = 0
+        self.images = self.visual_tokens = 0  # of this process
+        self.total = (0, 0)  # of all
 
     def count(self, images: int, visual_tokens: int) -> None:
         """Add prompts that held this many images and, in the language model, visual tokens."""
@@ -52,13 +52,14 @@ class RunRecord:
     def gather(self, accelerator: Any) -> None:
         """Sum the counts over all processes. Every process has to call it."""
         counts = torch.tensor([[self.images, self.visual_tokens]], device=accelerator.device)
-        self.images, self.visual_tokens = accelerator.gather(counts).sum(dim=0).tolist()
+        self.total = tuple(accelerator.gather(counts).sum(dim=0).tolist())
 
     def as_dict(self) -> dict[str, Any]:
+        images, visual_tokens = self.total
         return {
             **self.settings,
-            "images": self.images,
-            "visual_tokens_per_image": self.visual_tokens / self.images if self.images else None,
+            "images": images,
+            "visual_tokens_per_image": visual_tokens / images if images else None,
             "versions": _versions(),
             "python": platform.python_version(),
             "machine": _machine(),

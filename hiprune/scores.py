@@ -9,9 +9,10 @@ from torch import Tensor
 
 from hiprune.errors import HiPruneError
 
-# Attention logits held at once, in elements. Bounds the working memory of a layer whatever its N,
-# and keeps a block within a CPU's cache.
+# Attention logits held at once, in elements. Bounds the working memory of a layer whatever its N:
+# on a CPU by what its cache holds, elsewhere (256 MB) by few launches.
 BLOCK_ELEMENTS = 1 << 19
+BLOCK_ELEMENTS_ACCELERATOR = 1 << 26
 
 
 def received_attention(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:
@@ -39,11 +40,13 @@ def received_attention(query: Tensor, key: Tensor, scale: float | None = None) -
 
     query = (query.float() * scale).flatten(0, 1)  # (B*H, N_q, D)
     key_t = key.float().flatten(0, 1).transpose(1, 2)  # (B*H, D, N)
-    block = max(1, BLOCK_ELEMENTS // (batch * heads * tokens))
-    score = torch.zeros(batch * heads, tokens, device=key.device)  # (B*H, N) float32
-    for start in range(0, n_query, block):
-        logits = query[:, start : start + block] @ key_t  # (B*H, block, N)
-        score += logits.softmax(dim=-1).sum(dim=1)
+    at_once = BLOCK_ELEMENTS if key.device.type == "cpu" else BLOCK_ELEMENTS_ACCELERATOR
+    block = max(1, at_once // (batch * heads * tokens))
+    score = key.new_zeros(batch * heads, tokens, dtype=torch.float32)
+    with torch.autocast(key.device.type, enabled=False):  # it would multiply in half precision
+        for start in range(0, n_query, block):
+            logits = query[:, start : start + block] @ key_t  # (B*H, block, N)
+            score += logits.softmax(dim=-1).sum(dim=1)
     return score.view(batch, heads, tokens).mean(dim=1) / n_query  # (B, N)
 
 
@@ -74,7 +77,7 @@ def received_attention_packed(
     for length in lengths:
         starts.setdefault(length, []).append(start)
         start += length
-    score = torch.empty(query.shape[1], device=query.device)
+    score = query.new_empty(query.shape[1], dtype=torch.float32)
     for length, firsts in starts.items():
         if length == 0:
             continue

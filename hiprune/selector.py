@@ -118,6 +118,11 @@ def _check(object_scores: Tensor, output_scores: Tensor, columns, budget, alpha)
             f"output_scores: shape {tuple(output_scores.shape)}, accepted is that of "
             f"object_scores, {tuple(object_scores.shape)}"
         )
+    if output_scores.device != object_scores.device:
+        raise HiPruneError(
+            f"output_scores: on {output_scores.device}, accepted is object_scores' device, "
+            f"{object_scores.device}"
+        )
     for name, value in (("columns", columns), ("budget", budget)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise HiPruneError(f"{name}={value!r}: accepted is an integer of at least 1")

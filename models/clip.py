@@ -91,6 +91,8 @@ class ClipTower:
                 if number == self.output_layer:
                     features = hidden
             scores = self.capture.scores()
+        # The layers may lie on several devices.
+        scores = {number: score.to(features.device) for number, score in scores.items()}
         object_scores, output_scores = scores[self.config.object_layer], scores[self.output_layer]
         return features[:, 1:], object_scores[:, 1:], output_scores[:, 1:]
 

@@ -16,9 +16,10 @@ from __future__ import annotations
 import functools
 import inspect
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from hiprune.models.prompt import ShrunkPrompt, generation_lengths, keep_flags, shrink
+from hiprune.models.qwen2_5_vl_prompt import ShrunkPrompt, generation_lengths, keep_flags, shrink
 from hiprune.models.qwen2_5_vl_tower import PrunedTower, flat_indices
 from hiprune.models.transformers_version import require_transformers
 from torch import Tensor
@@ -63,6 +64,17 @@ class _PrunedModel:
         self.model = model
         self.tower = tower
         self.handle = handle
+        # Those that began with a pruned prompt.
+        self.caches: WeakSet[Any] = WeakSet()
+
+    @staticmethod
+    def _refuse(cache: Any) -> None:
+        """Raise for a cache that holds something: its length is not that of the ids."""
+        if cache is not None and cache.get_seq_length() > 0:
+            raise HiPruneError(
+                "past_key_values: a cache of an earlier turn, whose pruned prompt does not line "
+                "up with the ids; accepted is the whole conversation without a cache"
+            )
 
     def wrap_forward(self) -> Any:
         original = self.model.forward
@@ -73,6 +85,7 @@ class _PrunedModel:
             arguments = _by_name(signature, args, kwargs)
             if not _has_pixels(arguments):
                 return original(**arguments)
+            self._refuse(arguments.get("past_key_values"))
             if isinstance(arguments.get("logits_to_keep"), Tensor):
                 raise HiPruneError(
                     "logits_to_keep: a tensor counts positions of the unpruned prompt; accepted is "
@@ -82,7 +95,11 @@ class _PrunedModel:
             labels = arguments.get("labels")
             if labels is not None:
                 arguments["labels"] = prompt.take(labels).masked_fill(~prompt.real, -100)
-            return original(**arguments)
+            output = original(**arguments)
+            for value in output if isinstance(output, tuple) else output.values():
+                if hasattr(value, "get_seq_length"):
+                    self.caches.add(value)
+            return output
 
         return forward
 
@@ -93,14 +110,14 @@ class _PrunedModel:
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
             arguments = _by_name(signature, args, kwargs)
-            if not _has_pixels(arguments):
-                return original(**arguments)
             cache = arguments.get("past_key_values")
-            if cache is not None and cache.get_seq_length() > 0:
-                raise HiPruneError(
-                    "past_key_values: a cache of an earlier turn, whose pruned prompt does not "
-                    "line up with the ids; accepted is none"
-                )
+            if not _has_pixels(arguments):
+                if cache in self.caches:
+                    self._refuse(cache)
+                return original(**arguments)
+            self._refuse(cache)
+            if cache is not None:
+                self.caches.add(cache)
             if arguments.get("inputs") is not None:
                 arguments["input_ids"] = arguments.pop("inputs")
             ids = arguments.get("input_ids")
@@ -131,8 +148,11 @@ class _PrunedModel:
         ):
             if arguments.get(pixels) is None:
                 continue
+            grid = arguments.get(f"{kind}_grid_thw")
+            if grid is None:
+                raise HiPruneError(f"{kind}_grid_thw=None with {pixels}; accepted is (n, 3)")
             encode = getattr(inner, f"get_{kind}_features")
-            encoded = encode(arguments[pixels], arguments[f"{kind}_grid_thw"], return_dict=True)
+            encoded = encode(arguments[pixels], grid, return_dict=True)
             flags = [selection.keep.flatten() for selection in self.tower.selections]
             keep &= keep_flags(ids == token, flags, kind)
             kept = flat_indices(self.tower.selections)

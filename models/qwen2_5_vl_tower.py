@@ -66,7 +66,7 @@ class PrunedTower:
         unit = self.visual.spatial_merge_unit
         raster = torch.argsort(self._window_index.to(hidden.device))  # place of each token
         scores = {  # 4 consecutive patches are one token: their mean, in raster order
-            number: score.view(-1, unit).mean(dim=1)[raster]
+            number: score.to(hidden.device).view(-1, unit).mean(dim=1)[raster]
             for number, score in self.capture.scores().items()
         }
         self.selections = self._select(scores[self.config.object_layer], scores[self.output_layer])

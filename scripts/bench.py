@@ -117,6 +117,11 @@ def main() -> int:
     for sign in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too
         signal.signal(sign, signal.default_int_handler)
     runs = plan(settings)
+    if any(t.startswith("mmbench") for t in settings.tasks) and "OPENAI_API_KEY" not in os.environ:
+        print(
+            "note: OPENAI_API_KEY is not set. lmms-eval has a GPT model read the MMBench answers "
+            "that its rules cannot; without a key it draws a letter for each, after retries."
+        )
     try:
         if settings.tiny:
             make_tiny(args.family, settings.benchmark)

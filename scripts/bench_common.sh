@@ -42,6 +42,7 @@ use_hf() {
     SETUP=setup_qwen.sh
     REQUIREMENTS=scripts/requirements-qwen.txt
     DEFAULT_VENV=.venv-qwen
+    DEFAULT_CKPT=$HF_CKPT
 }
 
 is_complete() (

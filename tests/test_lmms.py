@@ -102,7 +102,7 @@ def test_the_record_counts_the_tokens_that_reach_the_language_model(build, famil
         model = build(family, batch_size=batch_size)
         model.generate_until(requests())
         record = model.record.as_dict()
-        assert (record["images"], model.record.visual_tokens) == (6, tokens)
+        assert (record["images"], model.record.total) == (6, (6, tokens))
         assert record["visual_tokens_per_image"] == tokens / 6
     assert (record["retention"], record["alpha"], record["object_layer"]) == (15, 0.1, 3)
     assert record["family"] == family and record["pruned"] is True

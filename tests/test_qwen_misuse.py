@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 pytest.importorskip("transformers", minversion="5.17", reason="needs the environment .venv-qwen")
 
-import transformers
 from qwen_models import BLOCKS, IMAGE, inputs, load
 
 import hiprune
@@ -66,7 +67,8 @@ def test_an_object_layer_that_the_tower_does_not_have(model):
 
 @pytest.mark.parametrize("version", ["5.16.2", "4.57.6", "6.0.0"])
 def test_another_version_of_transformers(model, monkeypatch, version):
-    monkeypatch.setattr(transformers, "__version__", version)
+    # transformers puts another module object in its place as it loads: take the one of today.
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     with pytest.raises(HiPruneError, match=rf"transformers {version}: accepted is 5\.17 to 5\.x"):
         hiprune.apply(model, SMALL)
 
@@ -98,8 +100,24 @@ def test_a_cache_of_an_earlier_turn(model):
     arguments = inputs([1])
     with hiprune.prune(model, SMALL):
         cache = model(**arguments, use_cache=True).past_key_values
-        with pytest.raises(HiPruneError, match="past_key_values: a cache of an earlier turn"):
-            model.generate(**arguments, past_key_values=cache)
+        text = {name: arguments[name] for name in ("input_ids", "attention_mask")}
+        for call, asked in (
+            (model.generate, arguments),
+            (model, arguments),
+            (model.generate, text),
+        ):
+            with pytest.raises(HiPruneError, match="past_key_values: a cache of an earlier turn"):
+                call(**asked, past_key_values=cache)
+        plain = {"input_ids": torch.tensor([[5, 6, 7]])}
+        cache = model(**plain, use_cache=True).past_key_values  # of text alone: the model's own
+        longer = torch.tensor([[5, 6, 7, 8]])
+        assert model.generate(longer, past_key_values=cache, max_new_tokens=1).shape == (1, 5)
+
+
+def test_pixels_without_a_grid(model):
+    arguments = {**inputs([1]), "image_grid_thw": None}
+    with hiprune.prune(model, SMALL), pytest.raises(HiPruneError, match="image_grid_thw=None with"):
+        model(**arguments)
 
 
 def test_logits_by_positions(model):

@@ -53,6 +53,20 @@ def test_packed_segments_are_those_of_one_masked_map(lengths):
     torch.testing.assert_close(received_attention_packed(query, key, lengths), expected)
 
 
+def test_float32_whatever_the_surroundings():
+    query, key = heads(1, 2, 33, 16, seed=1), heads(1, 2, 33, 16, seed=2)
+    expected = received_attention(query, key)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(received_attention(query, key), expected)
+        assert torch.equal(received_attention_packed(query[0], key[0], [33]), expected[0] * 33)
+    torch.set_default_dtype(torch.float16)  # what a load that failed half way can leave
+    try:
+        assert torch.equal(received_attention(query, key), expected)
+        assert received_attention_packed(query[0], key[0], [33]).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_packed_segments_have_to_add_up():
     query = heads(1, 3, 50, 16)[0]
     with pytest.raises(HiPruneError, match="lengths: they add up to 49, accepted is N = 50"):

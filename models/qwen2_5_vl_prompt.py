@@ -1,4 +1,4 @@
-"""What the adapters of transformers' own models share: prompts that shrink with their images.
+"""Qwen2.5-VL's prompts, which shrink with their images.
 
 An image stands in `input_ids` as one placeholder a token. Dropping tokens shortens the rows of a
 batch by different lengths, so they are padded anew.
