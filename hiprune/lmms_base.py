@@ -11,6 +11,7 @@ What differs from the stock classes:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,11 +39,11 @@ class PrunedLmms:
 
     _language_model: torch.nn.Module  # what reads the visual tokens
 
+    @abstractmethod
     def _answer(
         self, contexts: Sequence[str], visuals: list[list], settings: dict, counted: bool
     ) -> list[str]:
         """Answers to B prompts, each with its own images (PIL); the sizes may differ."""
-        raise NotImplementedError
 
     def _place(self, device: str, device_map: str) -> None:
         """Where the model is to lie, by the stock classes' rules; also for several on the CPU."""

@@ -58,7 +58,8 @@ def test_unpruned_answers_are_those_of_the_stock_model(checkpoints, build):
     stock = LlavaHf(
         pretrained=checkpoints["llava_hf"], device="cpu", device_map="cpu", dtype="float32"
     )
-    # The stock class crops where the original pads, and stops at a question without an image.
+    # The stock class crops where the original pads, and has no inputs of its own for a question
+    # without an image.
     asked = [request for request in requests() if DOCS[request.arguments[3]]["pictures"]]
     expected = prepared(stock).generate_until(asked)
     assert build(prune=False, pad=False).generate_until(asked) == expected
