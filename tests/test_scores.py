@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from score_cases import bounds, heads, packed_reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hiprune import HiPruneError, received_attention, scores
 from hiprune.scores import received_attention_packed, received_attention_reference
-
-
-def heads(batch, n_heads, tokens, dim, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    # Logits of some units: attention with peaks, as in a trained encoder.
-    return (2 * torch.randn(batch, n_heads, tokens, dim, generator=generator)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -46,31 +41,39 @@ def test_scale_and_other_numbers_of_queries():
 @pytest.mark.parametrize("lengths", [[50], [16, 16, 8, 4, 0, 2, 4], [1] * 50])
 def test_packed_segments_are_those_of_one_masked_map(lengths):
     query, key = heads(1, 3, 50, 16, seed=1)[0], heads(1, 3, 50, 16, seed=2)[0]
-    segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    logits = query.double() @ key.double().transpose(1, 2) * 16**-0.5
-    logits = logits.masked_fill(segment[:, None] != segment[None, :], -torch.inf)
-    expected = logits.softmax(dim=-1).mean(dim=0).sum(dim=0).float()
-    torch.testing.assert_close(received_attention_packed(query, key, lengths), expected)
+    expected = packed_reference(query, key, lengths)
+    torch.testing.assert_close(received_attention_packed(query, key, bounds(lengths)), expected)
+
+
+def test_log_sum_exp_given():
+    query, key = heads(2, 3, 37, 16, seed=1), heads(2, 3, 37, 16, seed=2)
+    known = (query @ key.transpose(-1, -2) * 0.3).logsumexp(dim=-1)
+    found = received_attention(query, key, scale=0.3, logsumexp=known)
+    torch.testing.assert_close(found, received_attention(query, key, scale=0.3))
+    with pytest.raises(HiPruneError, match=r"logsumexp: shape \(2, 3\), accepted is"):
+        received_attention(query, key, logsumexp=known[..., 0])
 
 
 def test_float32_whatever_the_surroundings():
     query, key = heads(1, 2, 33, 16, seed=1), heads(1, 2, 33, 16, seed=2)
     expected = received_attention(query, key)
+    packed = received_attention_packed(query[0], key[0], bounds([33]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(received_attention(query, key), expected)
-        assert torch.equal(received_attention_packed(query[0], key[0], [33]), expected[0] * 33)
+        assert torch.equal(received_attention_packed(query[0], key[0], bounds([33])), packed)
     torch.set_default_dtype(torch.float16)  # what a load that failed half way can leave
     try:
         assert torch.equal(received_attention(query, key), expected)
-        assert received_attention_packed(query[0], key[0], [33]).dtype == torch.float32
+        assert received_attention_packed(query[0], key[0], bounds([33])).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def test_packed_segments_have_to_add_up():
+@pytest.mark.parametrize("wrong", [[0, 25, 49], [1, 50], [0, 30, 20, 50], [0, 51]])
+def test_packed_segments_have_to_add_up(wrong):
     query = heads(1, 3, 50, 16)[0]
-    with pytest.raises(HiPruneError, match="lengths: they add up to 49, accepted is N = 50"):
-        received_attention_packed(query, query, [25, 24])
+    with pytest.raises(HiPruneError, match=r"cu_seqlens: \[.*\]; accepted are .* 0 to N = 50"):
+        received_attention_packed(query, query, torch.tensor(wrong))
 
 
 def test_equal_bits_for_equal_input():
@@ -89,7 +92,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_memory_grows_with_n_not_with_its_square(monkeypatch):
-    monkeypatch.setattr(scores, "BLOCK_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(scores, "BLOCK_ELEMENTS", 1 << 14)
     largest = {}
     for tokens in (512, 2048):
         query, key = heads(1, 2, tokens, 8, seed=1), heads(1, 2, tokens, 8, seed=2)
