@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from hiprune.models.clip_layer import ScoredHalf, finish_half, heads, score_half
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer
@@ -29,7 +30,7 @@ class ClipTower:
             state k of a tower with L layers is the output of layer k, k = -1 that of layer L.
         config: with the family's defaults filled in.
         max_views: the most views of an image, the base view included.
-        run_layer: layer, (B, 1+N, C_v) -> (B, 1+N, C_v).
+        run_layer: layer, (B, 1+N, C_v) -> (B, 1+N, C_v), as the package runs it.
 
     Raises:
         HiPruneError: a layer or a budget that this tower cannot have.
@@ -49,6 +50,7 @@ class ClipTower:
         self.layers = vision.encoder.layers
         self.output_layer = select_layer % (len(self.layers) + 1)
         self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
+        self.dropping = False  # within an encode that drops tokens
         self._check(select_layer, max_views)
 
     def _check(self, select_layer: int, max_views: int) -> None:
@@ -74,76 +76,109 @@ class ClipTower:
             )
 
     def hook(self) -> AttentionCapture:
-        """Put the hooks on the two scored layers; the capture's remove() takes them off."""
-        numbers = {self.config.object_layer, self.output_layer}
+        """Hook the object layer's attention; the capture's remove() takes the hooks off.
+
+        The output layer needs none: the tower runs it itself.
+        """
+        numbers = {self.config.object_layer} - {self.output_layer}
         self.capture = AttentionCapture({n: _scored(self.layers[n - 1].self_attn) for n in numbers})
         return self.capture
 
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> features (B, N, C_v), object and output scores (B, N); CLS dropped."""
-        with self.capture.recording():
-            hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
-            # An object layer beyond the output layer is legal in the paper's ablation; then, and
-            # only then, layers after the output layer run.
-            for number in range(1, max(self.output_layer, self.config.object_layer) + 1):
-                hidden = self.run_layer(self.layers[number - 1], hidden)
-                if number == self.output_layer:
-                    features = hidden
-            scores = self.capture.scores()
-        # The layers may lie on several devices.
-        scores = {number: score.to(features.device) for number, score in scores.items()}
-        object_scores, output_scores = scores[self.config.object_layer], scores[self.output_layer]
-        return features[:, 1:], object_scores[:, 1:], output_scores[:, 1:]
+    def kept_tokens(self, views: int) -> int:
+        """N' of an image with so many views; known before the tower has run.
 
-    def choose(
-        self,
-        features: Tensor,
-        object_scores: Tensor,
-        output_scores: Tensor,
-        views: Sequence[int],
-        grid_columns: Callable[[int, int], int | None],
-    ) -> tuple[list[TokenSelection], list[Tensor]]:
-        """The kept tokens of images with so many views each.
-
-        Args:
-            features: (sum of V, N, C_v); the scores (sum of V, N).
-            views: V of each image.
-            grid_columns: number of the image and V -> grid views in a row, for the grid's tokens
-                to come in the raster order of the merged picture; None: view by view.
-
-        Returns:
-            One selection an image (its rows are the views) and its features, (N', C_v).
+        Raises:
+            HiPruneError: less than a token a view.
         """
-        if all(count == 1 for count in views):
-            selection = self._select(object_scores, output_scores, 1)
-            selections = [selection[i : i + 1] for i in range(len(views))]
-            return selections, list(selection.gather(features))
-        selections, kept = [], []
-        parts = (tensor.split(list(views)) for tensor in (features, object_scores, output_scores))
-        for index, (image, object_score, output_score) in enumerate(zip(*parts, strict=True)):
-            selection = self._select(object_score, output_score, len(image))
-            image = selection.gather(image).flatten(0, 1)  # (V, N, C_v) -> (N', C_v)
-            columns = grid_columns(index, len(selection.indices))
-            if columns is not None:
-                image = image[_merged_order(selection, self.columns, columns)]
-            selections.append(selection)
-            kept.append(image)
-        return selections, kept
-
-    def _select(self, object_scores: Tensor, output_scores: Tensor, views: int) -> TokenSelection:
-        """(V, N) scores of one image's views, or of B images of one view each."""
         budget = self.config.budget(views * self.columns**2)
         if budget < views:
             raise HiPruneError(
                 f"retention={self.config.retention}: leaves no token for each of the {views} views "
                 f"of an image; accepted is at least {views} tokens"
             )
+        return budget // views * views
+
+    @torch.no_grad()
+    def encode(
+        self,
+        pixels: Tensor,
+        views: Sequence[int],
+        grid_columns: Callable[[int, int], int | None],
+        dtype: torch.dtype | None = None,
+    ) -> tuple[list[TokenSelection], list[Tensor]]:
+        """Run the tower up to the output layer, and the last of it for the kept tokens alone.
+
+        Args:
+            pixels: (sum of V, 3, H, W).
+            views: V of each image.
+            grid_columns: number of the image and V -> grid views in a row, for the grid's tokens
+                to come in the raster order of the merged picture; None: view by view.
+            dtype: of the features; the tower's unless given.
+
+        Returns:
+            One selection an image (its rows are the views) and its features, (N', C_v).
+        """
+        tokens = self.columns**2
+        self.dropping = any(self.kept_tokens(count) < count * tokens for count in views)
+        try:
+            half, scores = self._run(pixels)
+        finally:
+            self.dropping = False
+        # CLS is dropped, and the layers may lie on several devices.
+        object_scores, output_scores = (
+            scores[number].to(half.hidden.device)[:, 1:]  # (sum of V, N)
+            for number in (self.config.object_layer, self.output_layer)
+        )
+
+        def keep(rows: slice, count: int) -> tuple[TokenSelection, Tensor]:
+            chosen = self._select(object_scores[rows], output_scores[rows], count)
+            features = self._finish(half, rows, chosen)  # (V, N'/V, C_v)
+            return chosen, features.to(dtype or features.dtype)
+
+        if all(count == 1 for count in views):  # one budget: all images at once
+            chosen, features = keep(slice(None), 1)
+            return [chosen[i : i + 1] for i in range(len(views))], list(features)
+        selections, kept, start = [], [], 0
+        for index, count in enumerate(views):
+            chosen, features = keep(slice(start, start := start + count), count)
+            features = features.flatten(0, 1)  # (V, N'/V, C_v) -> (N', C_v)
+            columns = grid_columns(index, count)
+            if columns is not None:
+                features = features[_merged_order(chosen, self.columns, columns)]
+            selections.append(chosen)
+            kept.append(features)
+        return selections, kept
+
+    def _run(self, pixels: Tensor) -> tuple[ScoredHalf, dict[int, Tensor]]:
+        """All layers before the output layer, that one's first half, and both layers' scores."""
+        output = self.layers[self.output_layer - 1]
+        with self.capture.recording():
+            hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
+            for layer in self.layers[: self.output_layer - 1]:
+                hidden = self.run_layer(layer, hidden)
+            half = score_half(output, hidden)
+            # An object layer beyond the output layer is legal in the paper's ablation; then, and
+            # only then, layers after the output layer run.
+            if self.config.object_layer > self.output_layer:
+                for layer in self.layers[self.output_layer - 1 : self.config.object_layer]:
+                    hidden = self.run_layer(layer, hidden)
+            return half, {self.output_layer: half.score, **self.capture.scores()}
+
+    def _finish(self, half: ScoredHalf, rows: slice, chosen: TokenSelection) -> Tensor:
+        """The output layer's features of the kept tokens, (B', N', C_v)."""
+        layer = self.layers[self.output_layer - 1]
+        if chosen.indices.shape[1] == self.columns**2:
+            # Nothing is dropped: the layer as it is, so that nothing changes by a rounding either.
+            return self.run_layer(layer, half.hidden[rows])[:, 1:]
+        return finish_half(layer, half, rows, 1 + chosen.indices)
+
+    def _select(self, object_scores: Tensor, output_scores: Tensor, views: int) -> TokenSelection:
+        """(V, N) scores of one image's views, or of B images of one view each."""
         return select_tokens(
             object_scores,
             output_scores,
             columns=self.columns,
-            budget=budget // views,
+            budget=self.kept_tokens(views) // views,
             alpha=self.config.alpha,
         )
 
@@ -169,8 +204,8 @@ def _scored(attention: Any) -> ScoredLayer:
     """A CLIPAttention: queries and keys are its q_proj and k_proj, cut into heads."""
 
     def score(query: Tensor, key: Tensor, **_: Any) -> Tensor:
-        query, key = (x.unflatten(-1, (attention.num_heads, -1)) for x in (query, key))
-        query, key = query.transpose(1, 2), key.transpose(1, 2)  # (B, H, 1+N, D)
-        return received_attention(query, key, attention.scale)
+        return received_attention(
+            heads(attention, query), heads(attention, key), attention.scale
+        )  # (B, 1+N)
 
     return ScoredLayer(attention, (attention.q_proj, attention.k_proj), score)

@@ -2,7 +2,9 @@
 
 Modifications, on one instance and until the handle's remove():
 - ``encode_images``: the tower runs up to the output layer (``mm_vision_select_layer``), the kept
-  tokens are chosen, and the projector sees these alone.
+  tokens are chosen, and the rest of that layer and the projector see these alone.
+- ``forward`` of the tower's attention modules: SDPA while tokens are dropped, where transformers
+  4.37 has eager alone.
 - ``prepare_inputs_labels_for_multimodal``: images given as views (a list or a 5-D tensor) take
   the package's path for one image each, since pruned views no longer form full grids. Un-padding
   and newline tokens are not used, as in the paper's code (merge type ``spatial``).
@@ -13,10 +15,12 @@ Text, labels, padding and positions stay the package's own work.
 from __future__ import annotations
 
 import ast
+import functools
 from typing import Any
 
 import torch
 from hiprune.models.clip import ClipTower, max_views
+from hiprune.models.clip_layer import sdpa_forward
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
@@ -37,6 +41,13 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     encoder = _PrunedEncoder(model, config)  # raises before anything is changed
     handle = encoder.handle = PruneHandle(model, config, name)
     handle.on_remove(encoder.tower.hook().remove)
+    for layer in encoder.tower.layers:
+        attention = layer.self_attn
+        if "forward" in vars(attention) and not hasattr(attention, "_hf_hook"):
+            continue  # somebody's own attention: any kernel will do
+        wrap = functools.partial(sdpa_forward, attention, lambda: encoder.tower.dropping)
+        handle.wrap_forward(attention, wrap)
+    handle.encode = encoder.encode
     handle.replace(model, "encode_images", encoder.encode_images)
     handle.replace(model, "prepare_inputs_labels_for_multimodal", encoder.prepare)
     return handle
@@ -71,10 +82,7 @@ class _PrunedEncoder:
         image_sizes=None,
     ):
         """The package's method; views are handed to it as one image each."""
-        if isinstance(images, (list, tuple)) or (images is not None and images.ndim == 5):
-            views = [image.unsqueeze(0) if image.ndim == 3 else image for image in images]
-            self._views = ([len(view) for view in views], image_sizes)
-            images = torch.cat(views)  # (sum of V, 3, H, W)
+        images = self._flat(images, image_sizes)
         try:
             return self.original_prepare(
                 input_ids,
@@ -88,19 +96,33 @@ class _PrunedEncoder:
         finally:
             self._views = None
 
+    def encode(self, images: Any, image_sizes: Any) -> list[Tensor]:
+        """Images or their views, as the model's forward takes them, without a prompt."""
+        images = self._flat(images, image_sizes)
+        try:
+            return list(self.encode_images(images))
+        finally:
+            self._views = None
+
+    def _flat(self, images: Any, image_sizes: Any) -> Any:
+        """Views one after the other, (sum of V, 3, H, W); whose they are is noted."""
+        if not isinstance(images, (list, tuple)) and (images is None or images.ndim != 5):
+            return images
+        views = [image.unsqueeze(0) if image.ndim == 3 else image for image in images]
+        self._views = ([len(view) for view in views], image_sizes)
+        return torch.cat(views)
+
     def encode_images(self, images: Tensor) -> Tensor | list[Tensor]:
         """Pixels of all views -> one (N', C) feature matrix an image.
 
         A tensor (B, N', C) where every image is one view, as the package's own method gives.
         """
         views, sizes = self._views or ([1] * len(images), None)
-        pixels = images.to(device=self.clip.device, dtype=self.clip.dtype)
-        features, *scores = self.tower.encode(pixels)  # (sum of V, N, C_v), (sum of V, N) twice
-        self.handle.selections, kept = self.tower.choose(
-            features.to(images.dtype),
-            *scores,
+        self.handle.selections, kept = self.tower.encode(
+            images.to(device=self.clip.device, dtype=self.clip.dtype),
             views,
             lambda index, count: self._grid_columns(sizes[index] if sizes else None, count),
+            images.dtype,
         )
         lengths = [len(image) for image in kept]
         projected = self.model.get_model().mm_projector(torch.cat(kept))  # (sum of N', C)

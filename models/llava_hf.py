@@ -4,9 +4,9 @@ Modifications, on one instance and until the handle's remove():
 - ``forward``: where a prompt has images, the tower runs up to the output layer, the kept tokens
   are chosen, the projector sees these alone, and the prompt goes on, shorter, as embeddings. Steps
   that follow on such a prompt's cache have their attention mask and positions counted anew.
-- ``generate``: encodes the images once; its loop is the model's own and sees the unpruned ids, so
-  that what it returns, and what counts or looks at the prompt's tokens (``max_length``, streamers,
-  a repetition penalty), is as unpatched.
+- ``generate``: has the images encoded once, by its first step; its loop is the model's own and
+  sees the unpruned ids, so that what it returns, and what counts or looks at the prompt's tokens
+  (``max_length``, streamers, a repetition penalty), is as unpatched.
 
 Un-padding and newline tokens of LLaVA-NeXT are not used, as in the paper's code (merge type
 ``spatial``): kept tokens of the base view, then those of the grid in its raster order.
@@ -17,12 +17,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from hiprune.models.llava_hf_images import ImageEncoder
-from hiprune.models.llava_hf_prompt import KeptImage, ShrunkPrompt, images_of_rows, shrink
+from hiprune.models.llava_hf_images import ImageBatch, ImageEncoder
+from hiprune.models.prompt import ImageSpan, PromptPlan, ShrunkPrompt, images_of_rows
 from hiprune.models.transformers_version import require_transformers
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 
 # Inputs that count the unpruned prompt's positions and that the language model does without.
+_IMAGE = 1  # the one kind of visual token in these prompts
 _UNUSED = ("token_type_ids", "mm_token_type_ids", "cache_position", "mm_encoder_outputs")
 
 
@@ -48,6 +50,7 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     handle = PruneHandle(model, config, name)
     handle.on_remove(encoder.tower.hook().remove)
     pruned = _PrunedModel(model, encoder, handle)
+    handle.encode = pruned.encode
     handle.replace(model, "forward", _wrap(model, "forward", pruned.forward))
     handle.replace(model, "generate", _wrap(model, "generate", pruned.generate))
     return handle
@@ -71,6 +74,29 @@ def _wrap(model: Any, method: str, replacement: Callable[[dict], Any]) -> Callab
     return wrapper
 
 
+@dataclass(frozen=True)
+class _Images:
+    """The images of a batch of prompts: the numbers, in the batch of images, of each prompt's."""
+
+    batch: ImageBatch
+    rows: list[list[int]]
+
+    def repeated(self, copies: int) -> _Images:
+        """Each prompt several times over; an image is encoded once all the same."""
+        return _Images(self.batch, [row for row in self.rows for _ in range(copies)])
+
+    def spans(self) -> list[list[ImageSpan]]:
+        return [[self.batch.spans[number] for number in row] for row in self.rows]
+
+    def features(self) -> Tensor:
+        """(sum of N', C), prompt by prompt."""
+        return torch.cat([self.batch.features[number] for row in self.rows for number in row])
+
+    def places(self) -> Tensor:
+        """(sum of N',), prompt by prompt."""
+        return torch.cat([self.batch.places(number) for row in self.rows for number in row])
+
+
 class _PrunedModel:
     """forward and generate of one patched model."""
 
@@ -81,8 +107,14 @@ class _PrunedModel:
         self.original_forward, self.original_generate = model.forward, model.generate
         # A cache -> the prompt that it began with, for the steps that follow.
         self.prompts: WeakKeyDictionary[Any, ShrunkPrompt] = WeakKeyDictionary()
-        # While generate runs: T of its prompts, and the images of each.
-        self.prepared: tuple[int, list[list[KeptImage]]] | None = None
+        # While generate runs: T of its prompts, and their images.
+        self.prepared: tuple[int, _Images | None] | None = None
+
+    def encode(self, pixels: Any, sizes: Any) -> list[Tensor]:
+        batch = self.encoder.batch(pixels, sizes)
+        features = batch.features
+        self.handle.selections = batch.selections
+        return features
 
     def generate(self, arguments: dict[str, Any]) -> Any:
         pixels, sizes = arguments.pop("pixel_values", None), arguments.pop("image_sizes", None)
@@ -92,11 +124,10 @@ class _PrunedModel:
                 "past_key_values: the cache of a pruned prompt; accepted by generate is the whole "
                 "prompt without a cache"
             )
-        with torch.no_grad():
-            images = self._images(arguments, pixels, sizes)
+        images = self._images(arguments, pixels, sizes)
         ids = _ids(arguments)
         if ids is not None:
-            self.prepared = (ids.shape[1], images or [])
+            self.prepared = (ids.shape[1], images)
         try:
             return self.original_generate(**arguments)
         finally:
@@ -126,37 +157,36 @@ class _PrunedModel:
         prompt = self._shrink(arguments, images)
         output = self.original_forward(**arguments)
         if not isinstance(output, tuple):
-            output.image_hidden_states = torch.cat([i.features for row in images for i in row])
+            output.image_hidden_states = images.features()
         for value in output if isinstance(output, tuple) else output.values():
             if hasattr(value, "get_seq_length"):
                 self.prompts[value] = prompt
         return output
 
-    def _images(self, arguments: dict, pixels: Any, sizes: Any) -> list[list[KeptImage]] | None:
+    def _images(self, arguments: dict, pixels: Any, sizes: Any) -> _Images | None:
         """The images of each prompt; None for prompts without one."""
         if _has_images(pixels):
-            return self._encode(arguments, pixels, sizes)
+            return self._new_images(arguments, pixels, sizes)
         ids, token = _ids(arguments), self.model.config.image_token_id
         if ids is None:
             return None
-        length, images = self.prepared or (ids.shape[1], [])
+        length, images = self.prepared or (ids.shape[1], None)
+        if images is not None:
+            if ids.shape[1] < length or len(ids) % len(images.rows):
+                raise HiPruneError(
+                    f"input_ids: generate runs the prompt as {tuple(ids.shape)}; accepted is all "
+                    f"of its {length} positions at once (without prefill_chunk_size)"
+                )
+            return images.repeated(len(ids) // len(images.rows))  # beams, or several answers
         # In generate, only its prompt counts: an answer may contain anything.
-        if not bool((ids[:, :length] == token).any()):
-            return None
-        if not images:
+        if bool((ids[:, :length] == token).any()):
             raise HiPruneError(
                 f"pixel_values=None: the prompt has image placeholders (token {token}); accepted "
                 "are the pixels of their images"
             )
-        if ids.shape[1] < length or len(ids) % len(images):
-            raise HiPruneError(
-                f"input_ids: generate runs the prompt as {tuple(ids.shape)}; accepted is all of "
-                f"its {length} positions at once (without prefill_chunk_size)"
-            )
-        copies = len(ids) // len(images)  # beams, or several answers to a prompt
-        return [row for row in images for _ in range(copies)]
+        return None
 
-    def _encode(self, arguments: dict, pixels: Any, sizes: Any) -> list[list[KeptImage]]:
+    def _new_images(self, arguments: dict, pixels: Any, sizes: Any) -> _Images:
         ids, config = _ids(arguments), self.model.config
         for name in ("vision_feature_layer", "vision_feature_select_strategy"):
             if arguments.get(name) not in (None, getattr(config, name)):
@@ -167,12 +197,11 @@ class _PrunedModel:
         if ids is None:
             raise HiPruneError("input_ids=None with pixel_values; accepted are the prompt's ids")
         counts = (ids == config.image_token_id).sum(dim=1).tolist()
-        views, lengths = self.encoder.count(pixels, sizes)
-        rows = images_of_rows(counts, lengths)  # raises before the tower runs
-        images, self.handle.selections = self.encoder.encode(pixels, sizes, views, lengths)
-        return [[images[number] for number in row] for row in rows]
+        batch = self.encoder.batch(pixels, sizes)
+        lengths = [span.placeholders for span in batch.spans]
+        return _Images(batch, images_of_rows(counts, lengths, "pixel_values"))
 
-    def _shrink(self, arguments: dict[str, Any], images: list[list[KeptImage]]) -> ShrunkPrompt:
+    def _shrink(self, arguments: dict[str, Any], images: _Images) -> ShrunkPrompt:
         """Ids, mask, positions and labels of T positions -> embeddings and those of T' ones."""
         ids, mask = arguments.pop("input_ids"), arguments.get("attention_mask")
         if mask is not None and mask.shape != ids.shape:
@@ -187,14 +216,15 @@ class _PrunedModel:
         placeholder = ids == self.model.config.image_token_id
         if self.prepared is not None:
             placeholder[:, self.prepared[0] :] = False
-        prompt = shrink(placeholder, mask, images)
+        # What is read on the host is read here, before the tower runs.
+        plan = PromptPlan(placeholder.long(), mask, {_IMAGE: images.spans()})
+        features = images.features()
+        self.handle.selections = images.batch.selections
+        prompt = plan.fill({_IMAGE: images.places()})
         embeds = self.model.get_input_embeddings()(prompt.take(ids))  # (B, T', C)
-        features = torch.cat([image.features for row in images for image in row])
-        embeds = embeds.masked_scatter(
-            prompt.image.unsqueeze(-1).to(embeds.device), features.to(embeds)
-        )
         for name in _UNUSED:
             arguments.pop(name, None)
+        embeds = prompt.put(embeds, _IMAGE, features)
         arguments.update(inputs_embeds=embeds, attention_mask=prompt.mask)
         if arguments.get("labels") is not None:
             arguments["labels"] = prompt.take(arguments["labels"], padding=-100)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from hiprune.models.clip import ClipTower, max_views
-from hiprune.models.llava_hf_prompt import KeptImage
+from hiprune.models.prompt import ImageSpan
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
@@ -36,14 +37,27 @@ class ImageEncoder:
             lambda layer, hidden: layer(hidden, None),  # (hidden states, attention mask)
         )
 
-    def count(self, pixels: Any, sizes: Any) -> tuple[list[int], list[int]]:
-        """Views V of each image, and its placeholders in the unpruned prompt.
+    def batch(self, pixels: Any, sizes: Any) -> ImageBatch:
+        """Images that the tower has not seen yet: all that can be said of them before.
 
         Args:
             pixels: (images, 3, H, W); of LLaVA-NeXT (images, most V, 3, H, W), or the views one
                 after the other, (sum of V, 3, H, W).
             sizes: of LLaVA-NeXT, (images, 2), height and width of each image.
         """
+        views, placeholders = self._count(pixels, sizes)
+        spans = [
+            ImageSpan(count, self.tower.kept_tokens(number))
+            for number, count in zip(views, placeholders, strict=True)
+        ]
+        if self.pinpoints is None:
+            columns = [None] * len(views)
+        else:
+            columns = [self._grid(size)[1] for size in sizes]
+        return ImageBatch(self, pixels, views, columns, spans)
+
+    def _count(self, pixels: Any, sizes: Any) -> tuple[list[int], list[int]]:
+        """Views V of each image, and its placeholders in the unpruned prompt."""
         if not isinstance(pixels, Tensor) or pixels.ndim not in (4, 5):
             shape = tuple(getattr(pixels, "shape", ())) or type(pixels).__name__
             raise HiPruneError(f"pixel_values: {shape}; accepted is a tensor (..., 3, H, W)")
@@ -66,35 +80,6 @@ class ImageEncoder:
             )
         return views, self._placeholders(views, sizes)
 
-    def encode(
-        self, pixels: Tensor, sizes: Any, views: Sequence[int], placeholders: Sequence[int]
-    ) -> tuple[list[KeptImage], list[TokenSelection]]:
-        """Run the tower up to the output layer and the projector on the kept tokens."""
-        if pixels.ndim == 5:  # images with fewer views than the most are filled up with zeros
-            pixels = torch.cat([image[:count] for image, count in zip(pixels, views, strict=True)])
-        weight = self.vision.embeddings.patch_embedding.weight
-        if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
-            pixels = pixels.to(weight.device)
-        features, *scores = self.tower.encode(pixels)  # (sum of V, N, C_v), (sum of V, N) twice
-        selections, kept = self.tower.choose(
-            features,
-            *scores,
-            views,
-            lambda index, _: None if self.pinpoints is None else self._grid(sizes[index])[1],
-        )
-        projected = self.inner.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
-        images = []
-        parts = projected.split([len(image) for image in kept])
-        for features, count, selection in zip(parts, placeholders, selections, strict=True):
-            if len(selection.indices) == 1:
-                places = selection.indices[0].tolist()
-            else:
-                # Placeholders of LLaVA-NeXT count newlines and leave out padding: no token is any
-                # one placeholder's.
-                places = [min(place, count - 1) for place in range(len(features))]
-            images.append(KeptImage(features, count, places))
-        return images, selections
-
     def _grid(self, size: Any) -> tuple[int, int]:
         """Rows and columns of the grid of views for an image of (height, width)."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
@@ -111,6 +96,58 @@ class ImageEncoder:
             image_newline=torch.empty(1, device="meta"),
         )
         return [len(image) for image in packed]
+
+
+class ImageBatch:
+    """The images of one call, which the tower sees when they are first asked for.
+
+    Attributes:
+        spans: of each image, its placeholders and N'.
+        selections: one an image, after :meth:`encode`.
+    """
+
+    selections: list[TokenSelection]
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        pixels: Tensor,
+        views: list[int],
+        columns: list[int | None],
+        spans: list[ImageSpan],
+    ) -> None:
+        self.spans = spans
+        self._encoder = encoder
+        self._pixels = pixels
+        self._views = views
+        self._columns = columns
+
+    @functools.cached_property
+    def features(self) -> list[Tensor]:
+        """(N', C) of each image: the tower up to the output layer, the projector on the kept."""
+        encoder, pixels = self._encoder, self._pixels
+        if pixels.ndim == 5:  # images with fewer views than the most are filled up with zeros
+            views = zip(pixels, self._views, strict=True)
+            pixels = torch.cat([image[:count] for image, count in views])
+        weight = encoder.vision.embeddings.patch_embedding.weight
+        if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
+            pixels = pixels.to(weight.device)
+        self.selections, kept = encoder.tower.encode(
+            pixels, self._views, lambda index, _: self._columns[index]
+        )
+        projected = encoder.inner.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
+        return list(projected.split([len(image) for image in kept]))
+
+    def places(self, number: int) -> Tensor:
+        """(N',) the placeholder that each token of an image stands for; labels come from there."""
+        selection = self.selections[number]
+        if len(selection.indices) == 1:
+            return selection.indices[0]
+        # Placeholders of LLaVA-NeXT count newlines and leave out padding: no token is any one
+        # placeholder's.
+        span = self.spans[number]
+        places = torch.arange(span.kept, device=selection.indices.device)
+        return places.clamp(max=span.placeholders - 1)
 
 
 def _clip(inner: Any) -> Any:

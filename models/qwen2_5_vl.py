@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from hiprune.models.qwen2_5_vl_prompt import ShrunkPrompt, generation_lengths, keep_flags, shrink
+from hiprune.models.prompt import ImageSpan, PromptPlan, ShrunkPrompt, images_of_rows
+from hiprune.models.qwen2_5_vl_lengths import generation_lengths
 from hiprune.models.qwen2_5_vl_tower import PrunedTower, flat_indices
 from hiprune.models.transformers_version import require_transformers
 from torch import Tensor
@@ -29,9 +31,9 @@ from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 
 FAMILY = "qwen2_5_vl"
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 VISUAL_INPUTS = (
-    "pixel_values",
-    "pixel_values_videos",
+    *_PIXELS.values(),
     "image_grid_thw",
     "video_grid_thw",
     "second_per_grid_ts",
@@ -52,9 +54,23 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     handle = PruneHandle(model, config, FAMILY)
     tower.patch(handle)
     pruned = _PrunedModel(model, tower, handle)
+    handle.encode = pruned.encode_images
     handle.replace(model, "forward", pruned.wrap_forward())
     handle.replace(model, "generate", pruned.wrap_generate())
     return handle
+
+
+@dataclass(frozen=True)
+class _Visuals:
+    """All images, or all videos, of a batch of prompts."""
+
+    kind: int  # its number in the plan
+    name: str
+    pixels: str  # the argument that they come in
+    token: int  # of the placeholders
+    grid: Tensor  # (n, 3)
+    spans: list[ImageSpan]  # n
+    rows: list[list[int]]  # numbers of each prompt's
 
 
 class _PrunedModel:
@@ -94,7 +110,7 @@ class _PrunedModel:
             prompt = self._prune(arguments)
             labels = arguments.get("labels")
             if labels is not None:
-                arguments["labels"] = prompt.take(labels).masked_fill(~prompt.real, -100)
+                arguments["labels"] = prompt.take(labels, padding=-100)
             output = original(**arguments)
             for value in output if isinstance(output, tuple) else output.values():
                 if hasattr(value, "get_seq_length"):
@@ -140,42 +156,67 @@ class _PrunedModel:
             raise HiPruneError(f"attention_mask: {mask.ndim} dimensions; accepted is (B, T)")
         positions, fresh_deltas = self._positions(arguments, ids, mask, for_generate)
 
-        keep = torch.ones_like(ids, dtype=torch.bool)
-        features, selections = {}, []
-        for kind, token, pixels in (
-            ("image", model.config.image_token_id, "pixel_values"),
-            ("video", model.config.video_token_id, "pixel_values_videos"),
-        ):
-            if arguments.get(pixels) is None:
-                continue
-            grid = arguments.get(f"{kind}_grid_thw")
-            if grid is None:
-                raise HiPruneError(f"{kind}_grid_thw=None with {pixels}; accepted is (n, 3)")
-            encode = getattr(inner, f"get_{kind}_features")
-            encoded = encode(arguments[pixels], grid, return_dict=True)
-            flags = [selection.keep.flatten() for selection in self.tower.selections]
-            keep &= keep_flags(ids == token, flags, kind)
-            kept = flat_indices(self.tower.selections)
-            features[token] = torch.cat(encoded.pooler_output)[kept]  # (N, C) -> (sum of N', C)
+        # What is read on the host is read here, before the tower runs.
+        visuals = self._visuals(arguments, ids)
+        kinds = sum(visual.kind * (ids == visual.token) for visual in visuals)
+        spans = {
+            visual.kind: [[visual.spans[number] for number in row] for row in visual.rows]
+            for visual in visuals
+        }
+        plan = PromptPlan(kinds, mask, spans)
+        features, places, selections = {}, {}, []
+        for visual in visuals:
+            features[visual.kind] = self._encode(visual.name, arguments[visual.pixels], visual.grid)
+            places[visual.kind] = torch.cat(
+                [flat_indices([selection]) for selection in self.tower.selections]
+            )
             selections += self.tower.selections
         self.handle.selections = selections
 
-        prompt = shrink(keep, mask)
-        short = prompt.take(ids)  # (B, T')
-        embeds = model.get_input_embeddings()(short)  # (B, T', C)
-        for token, values in features.items():
-            place = ((short == token) & prompt.real).unsqueeze(-1)
-            embeds = embeds.masked_scatter(place, values.to(embeds.device, embeds.dtype))
+        prompt = plan.fill(places)
+        embeds = model.get_input_embeddings()(prompt.take(ids))  # (B, T', C)
+        for kind, values in features.items():
+            embeds = prompt.put(embeds, kind, values)
         for name in VISUAL_INPUTS:
             arguments.pop(name, None)
         arguments["input_ids"] = None
         arguments["inputs_embeds"] = embeds
-        arguments["attention_mask"] = prompt.real.to(ids.dtype if mask is None else mask.dtype)
+        arguments["attention_mask"] = prompt.real.long() if prompt.mask is None else prompt.mask
         arguments["position_ids"] = prompt.take(positions)
         if fresh_deltas:
             # A next step's position is counted from the length in the cache, which is shorter now.
-            inner.rope_deltas = inner.rope_deltas + prompt.dropped.unsqueeze(1)
+            inner.rope_deltas = inner.rope_deltas + prompt.dropped
         return prompt
+
+    def _visuals(self, arguments: dict[str, Any], ids: Tensor) -> list[_Visuals]:
+        """The images and the videos of the prompts, where there are any."""
+        found = []
+        for kind, (name, pixels) in enumerate(_PIXELS.items(), 1):
+            if arguments.get(pixels) is None:
+                continue
+            grid = arguments.get(f"{name}_grid_thw")
+            if grid is None:
+                raise HiPruneError(f"{name}_grid_thw=None with {pixels}; accepted is (n, 3)")
+            spans = self.tower.spans(grid)
+            token = getattr(self.model.config, f"{name}_token_id")
+            counts = (ids == token).sum(dim=1).tolist()
+            rows = images_of_rows(counts, [span.placeholders for span in spans], pixels)
+            found.append(_Visuals(kind, name, pixels, token, grid, spans, rows))
+        return found
+
+    def _encode(self, name: str, pixels: Tensor, grid: Tensor) -> Tensor:
+        """The kept tokens of all images, or of all videos, (sum of N', C)."""
+        encode = getattr(self.model.model, f"get_{name}_features")
+        encoded = encode(pixels, grid, return_dict=True)
+        return torch.cat(encoded.pooler_output)[flat_indices(self.tower.selections)]
+
+    def encode_images(self, pixels: Tensor, grid: Tensor | None) -> list[Tensor]:
+        if grid is None:
+            raise HiPruneError("sizes=None; accepted is image_grid_thw, (n, 3)")
+        kept = [span.kept for span in self.tower.spans(grid)]
+        features = self._encode("image", pixels, grid).split(kept)
+        self.handle.selections = self.tower.selections
+        return list(features)
 
     def _positions(
         self, arguments: dict[str, Any], ids: Tensor, mask: Tensor | None, for_generate: bool

@@ -215,8 +215,10 @@ def test_only_what_the_result_needs_runs(models, family):
     ran, seen = [], []
     layers = model.get_vision_tower().vision_tower.vision_model.encoder.layers
     hooks = [
-        layer.register_forward_hook(lambda *_, n=number: ran.append(n))
+        # (layer, tokens of a view) of the attention's projections and of the MLP
+        module.register_forward_hook(lambda m, a, out, n=number: ran.append((n, out.shape[1])))
         for number, layer in enumerate(layers, 1)
+        for module in (layer.self_attn.k_proj, layer.mlp)
     ]
     hooks.append(
         model.model.mm_projector.register_forward_hook(lambda m, a, out: seen.append(out.shape))
@@ -225,7 +227,10 @@ def test_only_what_the_result_needs_runs(models, family):
         forward(model, inputs(model, processor, [2]))
     for hook in hooks:
         hook.remove()
-    assert ran == list(range(1, OUTPUT_LAYER + 1))
+    whole = [(n, 1 + TOKENS) for n in range(1, OUTPUT_LAYER + 1) for _ in range(2)]
+    # The output layer's MLP sees kept tokens alone; the images have 5 and 3 views.
+    kept = {"llava": [15], "llava_next": [15 // 5, 15 // 3]}[family]
+    assert ran == [*whole[:-1], *((OUTPUT_LAYER, n) for n in kept)]
     assert [shape[:-1].numel() for shape in seen] == [30 if family == "llava" else 15 + 15]
 
 

@@ -121,8 +121,10 @@ def test_only_what_the_result_needs_runs(family):
     model = load(family)
     ran, seen = [], []
     hooks = [
-        layer.register_forward_hook(lambda *_, n=number: ran.append(n))
+        # (layer, tokens of a view) of the attention's projections and of the MLP
+        module.register_forward_hook(lambda m, a, out, n=number: ran.append((n, out.shape[1])))
         for number, layer in enumerate(model.model.vision_tower.encoder.layers, 1)
+        for module in (layer.self_attn.k_proj, layer.mlp)
     ]
     projector = model.model.multi_modal_projector
     hooks.append(projector.register_forward_hook(lambda m, a, out: seen.append(out.shape)))
@@ -131,7 +133,10 @@ def test_only_what_the_result_needs_runs(family):
         generate(model, inputs(family, [2]), use_cache=False, num_beams=2)
     for hook in hooks:
         hook.remove()
-    assert ran == list(range(1, OUTPUT_LAYER + 1))
+    whole = [(n, 1 + TOKENS) for n in range(1, OUTPUT_LAYER + 1) for _ in range(2)]
+    # The output layer's MLP sees kept tokens alone; the images have 5 and 3 views.
+    kept = {"llava": [15], "llava_next": [15 // 5, 15 // 3]}[family]
+    assert ran == [*whole[:-1], *((OUTPUT_LAYER, n) for n in kept)]
     assert [shape[:-1].numel() for shape in seen] == [30]
 
 

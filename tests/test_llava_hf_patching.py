@@ -141,11 +141,11 @@ def bad(family: str, change) -> dict:
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("llava", lambda a: a["input_ids"].clamp_(max=300), "input_ids: .0, 0. image placeholders"),
+        ("llava", lambda a: a["input_ids"].clamp_(max=300), "input_ids: .0, 0. placeholders"),
         ("llava", lambda a: a.update(pixel_values=None), "pixel_values=None"),
         ("llava", lambda a: a.update(pixel_values=a["pixel_values"][:2]), "input_ids: .36, 72."),
-        ("llava", lambda a: a["input_ids"][0].clamp_(max=300), "input_ids: .0, 72. image"),
-        ("llava", lambda a: a["input_ids"][1, -1:].fill_(319), "input_ids: .36, 73. image"),
+        ("llava", lambda a: a["input_ids"][0].clamp_(max=300), "input_ids: .0, 72. placeholders"),
+        ("llava", lambda a: a["input_ids"][1, -1:].fill_(319), "input_ids: .36, 73. placeholders"),
         ("llava", lambda a: a.update(pixel_values=[1]), "pixel_values: list; accepted is a tensor"),
         ("llava", lambda a: a.update(pixel_values=a["pixel_values"][None]), "pixel_values: shape"),
         ("llava_next", lambda a: a.update(image_sizes=None), "image_sizes=None"),
