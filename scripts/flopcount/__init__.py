@@ -1,0 +1,1 @@
+"""Counting multiplications with fvcore, without weights: the parts of flops.py."""

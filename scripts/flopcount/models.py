@@ -1,0 +1,18 @@
+"""counts_of: the counter, by fvcore, of an architecture on a picture."""
+
+from __future__ import annotations
+
+from architectures import Architecture
+
+from flopcount.work import Counts, Picture
+
+
+def counts_of(architecture: Architecture, picture: Picture) -> Counts:
+    """Build the model on the meta device; Qwen2.5-VL needs transformers 5.17 or newer."""
+    if architecture.family == "qwen2_5_vl":
+        from flopcount.qwen import QwenCounts
+
+        return QwenCounts(architecture, picture)
+    from flopcount.llava import LlavaCounts
+
+    return LlavaCounts(architecture, picture)

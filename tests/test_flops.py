@@ -1,0 +1,397 @@
+"""flops.py: the paper's digits; fvcore against a closed form and against whole models; the CLI."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from architectures import ARCHITECTURES, Architecture, Text, Vision
+from flopcount.closed import closed_form
+from flopcount.conventions import CONVENTIONS, figures
+from flopcount.models import counts_of
+from flopcount.picture import IMAGE_SIZE, picture_of
+from flopcount.rows import paper_totals, rows_of
+from flopcount.settings import Subject, read_settings
+from flopcount.tables import introduction, table
+from flopcount.traced import UncountedError, count, one_of
+from flopcount.work import Picture, Work
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hiprune import HiPruneConfig, prune
+
+FLOPS = Path(__file__).resolve().parents[1] / "flops.py"
+OWN_MODELS = int(transformers.__version__.split(".")[0]) >= 5  # transformers' own, Qwen among them
+needs_own = pytest.mark.skipif(not OWN_MODELS, reason="models of transformers 5")
+NAMES = [
+    pytest.param(name, marks=needs_own if architecture.family == "qwen2_5_vl" else ())
+    for name, architecture in ARCHITECTURES.items()
+]
+
+
+def subject_of(name: str) -> Subject:
+    architecture = ARCHITECTURES[name]
+    return Subject(architecture, picture_of(architecture, IMAGE_SIZE), architecture.retentions)
+
+
+def rows(name: str, convention: str, counter=closed_form, **changes):
+    """By the closed form, which is quicker and, as tested below, the same."""
+    subject = replace(subject_of(name), **changes)
+    counts = counter(subject.architecture, subject.picture)
+    return rows_of(subject, counts, convention, text_tokens=49, passes=2)
+
+
+# What the paper and its literature print.
+
+
+def test_paper_convention_gives_table_5_to_the_digit():
+    found = [
+        (row.visual_tokens, row.figures.total / 1e12)
+        for row in rows("llava-1.5-7b", "paper", counter=counts_of)
+    ]
+    printed = [(576, "8.63"), (192, "3.56"), (128, "2.71"), (64, "1.87")]
+    assert [(tokens, f"{total:.2f}") for tokens, total in found] == printed
+    assert {tokens: float(text) for tokens, text in printed} == paper_totals(
+        ARCHITECTURES["llava-1.5-7b"]
+    )
+
+
+@pytest.mark.parametrize(("name", "printed"), [("llava-1.5-7b", 3.82), ("llava-next-7b", 20.8)])
+def test_fastv_convention_gives_the_literatures_figures(name, printed):
+    total = rows(name, "fastv", counter=counts_of)[0].figures.total / 1e12
+    assert float(f"{total:.3g}") == printed
+
+
+# fvcore on transformers' modules equals the closed form, exactly: in both environments, whose
+# attention is computed by different operators, the same figures.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fvcore_equals_the_closed_form(name):
+    subject = subject_of(name)
+    counts = counts_of(subject.architecture, subject.picture)
+    closed = closed_form(subject.architecture, subject.picture)
+    tokens = subject.picture.tokens
+    assert counts.tower() == closed.tower()
+    assert counts.scoring_pass() == closed.scoring_pass()
+    assert counts.lm_head(7) == closed.lm_head(7)
+    for visual in (subject.picture.views, *map(subject.kept, subject.retentions), tokens):
+        assert counts.pruned_tower(visual) == closed.pruned_tower(visual)
+        assert counts.projector(visual) == closed.projector(visual)
+        assert counts.layers(visual) == closed.layers(visual)
+    for convention in CONVENTIONS:
+        for kept in (None, subject.kept(subject.retentions[0])):
+            arguments = (convention, tokens, kept, 49)
+            assert figures(counts, *arguments) == figures(closed, *arguments)
+
+
+@needs_own
+@pytest.mark.parametrize("size", [(28, 28), (420, 588), (1000, 300)])
+def test_windows_of_any_image_size(size):
+    architecture = ARCHITECTURES["qwen2.5-vl-3b"]
+    picture = picture_of(architecture, size)
+    counts, closed = counts_of(architecture, picture), closed_form(architecture, picture)
+    assert counts.tower() == closed.tower()
+    assert counts.pruned_tower(1) == closed.pruned_tower(1)
+    assert counts.scoring_pass() == closed.scoring_pass()
+
+
+@needs_own
+@pytest.mark.parametrize("size", [(896, 896), (900, 610), (30, 20), (6000, 5000)])
+def test_image_size_is_rounded_as_the_processor_does(size):
+    from flopcount.picture import MAX_PIXELS, MIN_PIXELS
+    from transformers.models.qwen2_vl import image_processing_qwen2_vl as qwen2_vl
+
+    processor = qwen2_vl.Qwen2VLImageProcessor(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    width, height = size
+    picture = picture_of(ARCHITECTURES["qwen2.5-vl-3b"], size)
+    assert picture.rows * picture.columns == processor.get_number_of_image_patches(height, width)
+    assert picture.tokens == picture.rows * picture.columns // 4
+
+
+# What is counted as executed is what whole models multiply: small ones, run and counted by torch.
+
+SMALL_LLAVA = Architecture(
+    "small", "llava", "-", Vision(24, 64, 4, 128, 14, 84), Text(2, 128, 4, 4, 256, 320), (9,), 36
+)
+SMALL_QWEN = Architecture(
+    "small",
+    "qwen2_5_vl",
+    "-",
+    Vision(32, 64, 4, 128, 14, full_attention=(7, 15, 23, 31)),
+    Text(2, 256, 2, 1, 512, 512),  # heads of 128, as M-RoPE's sections want them
+    (0.5,),
+)
+
+
+@needs_own
+@pytest.mark.parametrize("pruned", [False, True], ids=["unpruned", "pruned"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_executed_is_what_the_whole_model_multiplies(family, pruned):
+    make = small_llava if family == "llava" else small_qwen
+    model, inputs, architecture, picture, text_tokens = make()
+    retention = architecture.retentions[0]
+    kept = HiPruneConfig(retention=retention).budget(picture.tokens) if pruned else None
+    counts = counts_of(architecture, picture)
+    expected = figures(counts, "executed", picture.tokens, kept, text_tokens, passes=1)  # a CPU
+    if pruned:
+        with prune(model, HiPruneConfig(retention=retention)):
+            found = multiplied(model, inputs)
+    else:
+        found = multiplied(model, inputs)
+    assert found == expected.total
+
+
+def small_llava():
+    from architecture_configs import llava_hf_config
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration._from_config(
+        llava_hf_config(SMALL_LLAVA), attn_implementation="eager"
+    )
+    # transformers' checkpoints have 64 rows more for placeholder and padding.
+    text = replace(SMALL_LLAVA.text, vocabulary=SMALL_LLAVA.text.vocabulary + 64)
+    ids = torch.tensor([[1] * 5 + [model.config.image_token_id] * 36 + [2] * 5])
+    inputs = {"input_ids": ids, "pixel_values": torch.rand(1, 3, 84, 84)}
+    return model, inputs, replace(SMALL_LLAVA, text=text), Picture(1, 6, 6), 10
+
+
+def small_qwen():
+    from architecture_configs import qwen_config
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    config = qwen_config(SMALL_QWEN)
+    config.image_token_id, config.vision_start_token_id, config.video_token_id = 500, 501, 502
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager")
+    picture = Picture(1, 10, 14, 2)
+    ids = torch.tensor([[1] * 5 + [501] + [500] * picture.tokens + [2] * 6])
+    inputs = {
+        "input_ids": ids,
+        "pixel_values": torch.rand(140, 1176),
+        "image_grid_thw": torch.tensor([[1, 10, 14]]),
+        "mm_token_type_ids": (ids == 500).int(),
+    }
+    return model, inputs, SMALL_QWEN, picture, 12
+
+
+def multiplied(model: nn.Module, inputs: dict) -> int:
+    """FLOPs of a forward, by torch's counter."""
+
+    def of_attention(query, key, value, *args, out_shape=None, **kwargs):
+        batch, heads, queries, dim = query
+        return 2 * batch * heads * queries * key[2] * (dim + value[3])
+
+    def of_bmm(left, right, *args, out_shape=None, **kwargs):
+        batch, rows, inner = left
+        # Positions times frequencies, the angles of rotary embeddings: transformers 5.17 makes
+        # that table by a matmul, 5.23 element by element.
+        return 0 if inner == 1 else 2 * batch * rows * inner * right[2]
+
+    aten = torch.ops.aten
+    ours = {aten._scaled_dot_product_flash_attention_for_cpu: of_attention, aten.bmm: of_bmm}
+    counter = FlopCounterMode(display=False, custom_mapping=ours)
+    mask = torch.ones_like(inputs["input_ids"])
+    with counter, torch.no_grad():
+        model.eval()(**inputs, attention_mask=mask, logits_to_keep=1)
+    return counter.get_total_flops()
+
+
+# Rows and tables.
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_fewer_tokens_cost_less(name, convention):
+    found = rows(name, convention)
+    assert [row.retention for row in found] == ["unpruned", *ARCHITECTURES[name].retentions]
+    assert found[0].reduction == 0
+    for more, fewer in pairwise(found):
+        assert fewer.visual_tokens < more.visual_tokens
+        assert more.reduction < fewer.reduction < 100
+
+
+def test_conventions_leave_out_what_they_say():
+    _, paper = rows("llava-1.5-7b", "paper")[:2]
+    _, fastv = rows("llava-1.5-7b", "fastv")[:2]
+    base, executed = rows("llava-1.5-7b", "executed")[:2]
+    assert paper.figures.scoring is None and paper.figures.vision > 0
+    assert (fastv.figures.vision, fastv.figures.scoring, fastv.figures.projector) == (None,) * 3
+    assert base.figures.scoring == 0 < executed.figures.scoring
+    assert executed.figures.vision < base.figures.vision
+    assert executed.figures.projector * 3 == base.figures.projector
+
+
+def test_one_pass_of_scoring_costs_half():
+    subject = subject_of("llava-1.5-7b")
+    closed = closed_form(subject.architecture, subject.picture)
+    two, one = (figures(closed, "executed", 576, 64, passes=passes) for passes in (2, 1))
+    assert two.scoring == 2 * one.scoring == 2 * 2 * 2 * 577**2 * 1024
+
+
+def test_views_share_a_budget():
+    found = rows("llava-next-7b", "executed", retentions=(643, 0.1))
+    assert [row.visual_tokens for row in found] == [2880, 640, 285]
+
+
+def test_keeping_everything_costs_the_language_model_what_it_does_unpruned():
+    base, full = rows("llava-1.5-7b", "executed", retentions=(576,))
+    assert full.figures.llm == base.figures.llm
+
+
+def test_table_states_unit_and_the_papers_column():
+    settings = read_settings(["--model", "llava-1.5-7b"])
+    text = table(settings.subjects[0], "paper", rows("llava-1.5-7b", "paper"))
+    assert text.startswith("## llava-1.5-7b, convention paper: T FLOPs\n")
+    assert "paper (Table 5)" in text and "| 8.632 |" in text and "8.63 |" in text
+    other = table(subject_of("llava-1.5-13b"), "paper", rows("llava-1.5-13b", "paper"))
+    assert "Table 5" not in other and "prints no FLOPs" in other
+    fastv = table(settings.subjects[0], "fastv", rows("llava-1.5-7b", "fastv"))
+    assert "T multiply-adds" in fastv and "Table 5" not in fastv
+    head = introduction(settings, {"torch": "2"})
+    assert "T = 1e12" in head and all(f"**{name}**" in head for name in CONVENTIONS)
+
+
+# Counting fails rather than miss something.
+
+
+class Products(nn.Module):
+    def __init__(self, product):
+        super().__init__()
+        self.product = product
+
+    def forward(self, x):
+        return self.product(x)
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x: torch.cdist(x, x),
+        lambda x: torch.einsum("bij,bkj->bik", x, x),
+        lambda x: torch.baddbmm(x @ x.mT, x, x.mT),
+    ],
+    ids=["cdist", "einsum", "baddbmm"],
+)
+def test_an_uncounted_product_is_an_error(product):
+    with pytest.raises(UncountedError, match="accepted are"):
+        count(Products(product), torch.zeros(1, 3, 4))
+
+
+def test_units_are_multiply_adds():
+    assert count(nn.Linear(3, 5), torch.zeros(2, 3)) == Work(weights=2 * 3 * 5)
+    assert count(Products(lambda x: x @ x.mT), torch.zeros(1, 3, 4)) == Work(attention=3 * 3 * 4)
+
+
+def test_layers_that_differ_are_not_multiplied():
+    with pytest.raises(ValueError, match="different shapes"):
+        one_of([nn.Linear(2, 2), nn.Linear(2, 3)])
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model", "llava"], ["--model='llava'", "llava-1.5-7b, llava-1.5-13b"]),
+        (["--model", "llava-1.5-7b,"], ["--model=''"]),
+        (["--convention", "mac"], ["--convention='mac'", "paper, fastv, executed"]),
+        (["--retention", "0"], ["--retention='0'", "from 1 to 576", "(0, 1]"]),
+        (["--retention", "577"], ["--retention='577'", "from 1 to 576"]),
+        (["--retention", "1.5"], ["--retention='1.5'"]),
+        (["--retention", "0.0"], ["--retention='0.0'"]),
+        (["--retention", "64,abc"], ["--retention='abc'"]),
+        (["--retention", "1e2"], ["--retention='1e2'"]),
+        (["--retention", "-1"], ["--retention"]),
+        (["--model", "llava-next-7b", "--retention", "4"], ["from 5 to 2880", "each of the 5"]),
+        (["--model", "llava-next-7b", "--retention", "0.001"], ["--retention='0.001'"]),
+        (["--text-tokens", "-1"], ["--text-tokens='-1'", "from 0 to"]),
+        (["--text-tokens", "4.0"], ["--text-tokens='4.0'"]),
+        (["--text-tokens", "3521"], ["--text-tokens=3521", "from 0 to 3520"]),
+        (["--image-size", "896"], ["--image-size='896'", "WxH"]),
+        (["--image-size", "0x896"], ["--image-size='0x896'"]),
+        (["--passes", "3"], ["--passes='3'", "from 1 to 2"]),
+        (["--json", "no/such/folder/f.json"], ["--json='no/such/folder/f.json'", "folder"]),
+    ],
+)
+def test_wrong_arguments(arguments, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_settings(arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "accepted" in message or "expected" in message
+    assert all(part in message for part in named), message
+
+
+@needs_own
+def test_aspect_ratio_that_the_processor_refuses(capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_settings(["--model", "qwen2.5-vl-3b", "--image-size", "10000x10"])
+    assert stop.value.code == 2
+    assert "--image-size='10000x10'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(OWN_MODELS, reason="Qwen2.5-VL can be counted here")
+def test_qwen_needs_newer_transformers(capsys):
+    settings = read_settings([])
+    assert [subject.architecture.family[:5] for subject in settings.subjects] == ["llava"] * 3
+    assert set(settings.left_out) == {"qwen2.5-vl-3b", "qwen2.5-vl-7b"}
+    with pytest.raises(SystemExit) as stop:
+        read_settings(["--model", "llava-1.5-7b,qwen2.5-vl-3b"])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "--model='qwen2.5-vl-3b'" in message
+    assert "transformers >= 5.17" in message and "bash setup_qwen.sh" in message
+
+
+def test_lists_may_be_repeated_and_separated_by_commas():
+    settings = read_settings(
+        ["--model", "llava-1.5-13b,llava-1.5-7b", "--model", "llava-1.5-7b", "--retention", "1,1."]
+    )
+    names = [subject.architecture.name for subject in settings.subjects]
+    assert names == ["llava-1.5-13b", "llava-1.5-7b"]
+    assert settings.subjects[0].retentions == (1, 1.0)
+    assert [settings.subjects[0].kept(share) for share in (1, 1.0)] == [1, 576]
+
+
+def test_runs_from_another_folder_and_prints_json(tmp_path):
+    arguments = ["--model", "llava-1.5-7b", "--retention", "192", "--json"]
+    command = [sys.executable, str(FLOPS), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["command"] == "python flops.py " + " ".join(arguments)
+    assert found["versions"]["transformers"] == transformers.__version__
+    assert {"Python", "torch", "fvcore", "hiprune"} < set(found["versions"])
+    assert (found["text_tokens"], found["scoring_passes"]) == (49, 2)
+    tables = found["models"]["llava-1.5-7b"]["conventions"]
+    assert {name: part["unit"] for name, part in tables.items()} == {
+        name: convention.unit for name, convention in CONVENTIONS.items()
+    }
+    base, row = tables["paper"]["rows"]
+    assert (base["retention"], row["retention"], row["visual_tokens"]) == ("unpruned", 192, 192)
+    assert (row["paper_total_T"], row["scoring"]) == (3.56, None)
+    assert row["total"] == row["vision"] + row["projector"] + row["llm"]
+    assert row["reduction_percent"] == pytest.approx(100 * (1 - row["total"] / base["total"]))
+
+
+def test_writes_json_beside_the_tables(tmp_path, capsys):
+    place = tmp_path / "found.json"
+    arguments = ["--model", "llava-1.5-7b", "--convention", "paper", "--json"]
+    main = runpy.run_path(str(FLOPS))["main"]
+    assert main([*arguments, str(place)]) == 0
+    assert "| 8.632 |" in capsys.readouterr().out
+    assert list(json.loads(place.read_text())["models"]) == ["llava-1.5-7b"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, str(tmp_path)])
+    assert stop.value.code == 2
+    assert f"--json={str(tmp_path)!r}" in capsys.readouterr().err
