@@ -1,0 +1,406 @@
+"""bench_sys.py: its arithmetic on made-up clocks and samples, and tiny models from end to end.
+
+Nothing here asserts how long anything takes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from sysbench import memory, parts, report, session
+from sysbench.arguments import parse
+from sysbench.comparisons import Comparison
+from sysbench.models import build
+from sysbench.rounds import Case, Rounds, Row, run_rounds
+from sysbench.stopwatch import OTHER, Stopwatch
+from sysbench.subject import Request, language_model
+from sysbench.summary import paired_ratios, summarise
+from sysbench.tables import number
+from sysbench.tiny import MODELS, TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+HAS_LLAVA = find_spec("llava") is not None
+CPU = torch.device("cpu")
+# Visual tokens of the unpatched models: LLaVA-NeXT's with a newline for each of its 24 rows.
+UNPRUNED_TOKENS = {"tiny": 144, "tiny-next": 720 + 24, "tiny-qwen": 144}
+needs_transformers = pytest.mark.skipif(HAS_LLAVA, reason="transformers' own models are newer")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("bench_sys", ROOT / "bench_sys.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def run(main, folder: Path, *arguments: str) -> tuple[int, dict]:
+    status = main([*arguments, "--output", str(folder)])
+    return status, json.loads((folder / "result.json").read_text())
+
+
+class FakeClock:
+    """Every mark is the next of the times given."""
+
+    def __init__(self, *times: float) -> None:
+        self.times = iter(times)
+        self.synchronised = 0
+
+    def mark(self) -> float:
+        return next(self.times)
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+    def synchronise(self) -> None:
+        self.synchronised += 1
+
+
+def test_stopwatch_gives_nested_spans_their_own_time_alone():
+    clock = FakeClock(0, 1, 3, 7, 15, 31, 63, 127, 255)
+    watch = Stopwatch(clock)
+    with watch.running():  # other from 0
+        watch.enter("tower")  # 1
+        watch.enter("scoring")  # 3
+        watch.leave("scoring")  # 7
+        watch.leave("tower")  # 15
+        watch.enter("scoring")  # 31
+        watch.enter("scoring")  # 63: one that calls another
+        watch.leave("scoring")  # 127
+        watch.leave("scoring")  # 255
+        clock.times = iter([500])
+    assert watch.seconds() == {OTHER: 1 + 16 + 245, "tower": 2 + 8, "scoring": 4 + 224}
+    assert sum(watch.seconds().values()) == 500
+    assert clock.synchronised == 2  # at both ends, never within
+
+
+def test_stopwatch_refuses_spans_that_do_not_nest():
+    watch = Stopwatch(FakeClock(*range(9)))
+    with pytest.raises(RuntimeError, match="'a' was left; open are \\['a', 'b'\\]"):
+        with watch.running():
+            watch.enter("a")
+            watch.enter("b")
+            watch.leave("a")
+    with pytest.raises(RuntimeError, match="'c' was not left"):
+        with watch.running():
+            watch.enter("c")
+
+
+def test_summaries_and_paired_ratios():
+    found = summarise([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (found.median, found.q1, found.q3, found.n) == (3, 2, 4, 5)
+    assert summarise([7.0]).q1 == summarise([7.0]).q3 == 7
+    assert summarise([]) is None
+    base = [{"repetition": i, "time": 2.0 * (i + 1)} for i in range(3)]
+    mine = [{"repetition": i, "time": 1.0 * (i + 1)} for i in (0, 2)] + [{"repetition": 9}]
+    assert paired_ratios(mine, base, "time") == [0.5, 0.5]
+    assert [number(x) for x in (0, 193.0, 0.0123, 1.234, 123.45, 1234.5)] == [
+        "0", "193", "0.012", "1.23", "123.5", "1234",
+    ]  # fmt: skip
+
+
+def test_a_target_is_met_by_the_median():
+    def row(label, *times):
+        return Row(label, {}, [{"repetition": i, "time": t} for i, t in enumerate(times)])
+
+    rounds = Rounds([row("base", 1.0, 1.0, 1.0), row("case", 0.9, 1.1, 0.95), row("none")])
+    assert Comparison("case", "base", "time", 0.95).verdict(rounds) == "met"
+    assert Comparison("case", "base", "time", 0.94).verdict(rounds) == "missed"
+    assert Comparison("case", "base", "time").verdict(rounds) is None
+    assert Comparison("none", "base", "time", 0.9).as_dict(rounds)["verdict"] is None
+
+
+def test_rounds_interleave_the_cases_and_drop_the_warm_up():
+    order = []
+
+    def case(label, repetitions):
+        def note(kind):
+            return lambda: order.append(f"{kind}{label}") or {"value": len(order)}
+
+        return Case(label, note("t"), repetitions, {}, note("m"))
+
+    rounds = run_rounds([case("a", 2), case("b", 1)], 1, CPU, lambda _: None)
+    assert order == ["ta", "tb", "ma", "mb", "ma", "ta", "tb", "ta"]
+    assert [len(row.samples) for row in rounds.rows] == [2, 1]
+    assert [len(row.memory) for row in rounds.rows] == [2, 1]
+    assert rounds.row("a").samples[1] == {"repetition": 1, "value": 8}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+)
+def test_out_of_memory_leaves_the_other_cases(error):
+    def fail():
+        raise error
+
+    cases = [Case("big", fail, 2), Case("small", lambda: {"time": 1.0}, 2)]
+    rounds = run_rounds(cases, 1, CPU, lambda _: None)
+    assert [row.error for row in rounds.rows] == ["out of memory", None]
+    assert [len(row.samples) for row in rounds.rows] == [0, 2]
+
+
+def test_other_errors_are_not_swallowed():
+    with pytest.raises(ZeroDivisionError):
+        run_rounds([Case("a", lambda: 1 / 0, 1)], 0, CPU, lambda _: None)
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="Linux's /proc")
+def test_peak_memory_of_the_process():
+    peak = memory.PeakMemory(CPU)
+    peak.reset()
+    if not peak.read():
+        pytest.skip("this container forbids resetting the peak")
+    torch.ones(50_000_000, dtype=torch.uint8)  # freed at once
+    first = peak.read()
+    assert first["extra_memory"] > 45_000_000
+    peak.reset()
+    assert peak.read()["extra_memory"] < 10_000_000
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if not HAS_LLAVA or name != "tiny-qwen"])
+def test_tiny_from_end_to_end(main, tmp_path, capsys, name):
+    arguments = ("--model", name, "--repetitions", "2", "--new-tokens", "3", "--warmup", "0")
+    budgets = TINY[name].retentions
+    if name != "tiny":  # where the defaults are seen
+        budgets = budgets[:1]
+        arguments += ("--retention", str(budgets[0]))
+    status, record = run(main, tmp_path, *arguments)
+    assert status == 0 and not record["interrupted"]
+    assert {"torch", "transformers", "hiprune", "python"} <= record["versions"].keys()
+    assert {"cpu", "threads"} <= record["hardware"].keys()
+    assert record["command"].startswith(f"python bench_sys.py --model {name} --repetitions 2")
+    assert record["settings"]["weights"] == "random weights"
+    assert record["settings"]["new_tokens"] == 3
+    assert record["settings"]["package"] == ("llava" if HAS_LLAVA else "transformers")
+
+    unpruned, *pruned = record["rows"]
+    assert [row["retention"] for row in pruned] == list(budgets)
+    text = record["settings"]["text_tokens"]
+    for row in record["rows"]:
+        assert row["error"] is None and row["n"] == len(row["samples"]) == 2
+        for sample in row["samples"]:
+            assert (sample["scoring"] > 0) == (row is not unpruned)
+            times = ("tower", "projector", "prefill", "ttft", "decode", "tokens_per_second")
+            assert all(sample[metric] > 0 for metric in times)
+        # Keys and values of every layer, in float32.
+        config = TINY[name].text
+        size = 2 * config.layers * config.kv_heads * config.width // config.heads * 4
+        assert row["summary"]["kv_bytes"]["median"] == size * row["samples"][0]["kv_tokens"]
+        for metric, found in row["summary"].items():
+            assert found["q1"] <= found["median"] <= found["q3"], metric
+    kv_tokens = [row["samples"][0]["kv_tokens"] for row in record["rows"]]
+    assert kv_tokens[0] == text + UNPRUNED_TOKENS[name]
+    expected = [48] if name == "tiny-qwen" else list(budgets)  # 0.334 of 144
+    assert kv_tokens[1:] == [text + kept for kept in expected]
+    assert [row["kept_tokens"] for row in pruned] == expected
+
+    ratios = {(r["case"], r["metric"]): r for r in record["ratios"]}
+    found = ratios[pruned[0]["label"], "kv_bytes"]
+    assert found["ratios"] == [kv_tokens[1] / kv_tokens[0]] * 2
+    if memory.CLEAR.exists() and "peak_memory" in unpruned["summary"]:
+        assert len(unpruned["memory_samples"]) == 2
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert (tmp_path / "report.md").read_text().strip() in printed
+    assert "n is below 10" in printed and "paper" not in printed
+
+
+def test_out_of_memory_of_a_setting_is_a_row(main, tmp_path, monkeypatch, capsys):
+    original = parts._run
+
+    def fails_at_32(subject, inputs, config, *rest):
+        if config is not None and config.retention == 32:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return original(subject, inputs, config, *rest)
+
+    monkeypatch.setattr(parts, "_run", fails_at_32)
+    arguments = ("--model", "tiny", "--repetitions", "1", "--new-tokens", "1")
+    status, record = run(main, tmp_path, *arguments)
+    assert status == 1
+    assert [row["error"] for row in record["rows"]] == [None, None, "out of memory", None]
+    assert [row["n"] for row in record["rows"]] == [1, 1, 0, 1]
+    assert "32: out of memory" in capsys.readouterr().out
+    assert "decode" not in record["rows"][0]["samples"][0]  # of one new token there is none
+
+
+def test_interrupted_reports_what_it_has(main, tmp_path, monkeypatch, capsys):
+    calls = []
+    original = parts._run
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(parts, "_run", interrupted)
+    arguments = ("--model", "tiny", "--warmup", "0", "--new-tokens", "1", "--retention", "48")
+    status, record = run(main, tmp_path, *arguments)
+    assert status == 130 and record["interrupted"]
+    assert [row["n"] for row in record["rows"]] == [1, 1]
+    assert "Interrupted" in capsys.readouterr().out
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_vision_part_of_llava(main, tmp_path):
+    arguments = ("--model", "tiny", "--part", "vision", "--repetitions", "1", "--warmup", "0")
+    status, record = run(main, tmp_path, *arguments, "--retention", "48", "0.25")
+    assert status == 0
+    attention = "eager" if HAS_LLAVA else "sdpa"
+    tokens = {row["label"]: row["samples"][0]["tokens"] for row in record["rows"]}
+    assert tokens == {
+        f"unpatched ({attention})": 144,
+        "hiprune 48": 48,
+        "released 48": 48,
+        "hiprune 0.25": 36,
+        "released 0.25": 36,
+    }
+    bases = {(ratio["case"], ratio["base"]) for ratio in record["ratios"]}
+    assert ("hiprune 48", "released 48") in bases and len(bases) == 4
+    assert all(ratio["target"] is None for ratio in record["ratios"])  # tiny has none
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_vision_part_of_llava_next(main, tmp_path, capsys):
+    arguments = ["--model", "tiny-next", "--part", "vision", "--repetitions", "1", "--warmup", "0"]
+    arguments += ["--retention", "160", "--output", str(tmp_path)]
+    if HAS_LLAVA:
+        assert main(arguments) == 2
+        assert "accepted there is LLaVA-1.5" in capsys.readouterr().err
+        return
+    assert main(arguments) == 0
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert [row["samples"][0]["tokens"] for row in record["rows"]] == [744, 160, 160]
+
+
+@needs_transformers
+def test_vision_part_of_qwen(main, tmp_path):
+    arguments = ("--model", "tiny-qwen", "--part", "vision", "--repetitions", "2")
+    status, record = run(main, tmp_path, *arguments, "--patches", "64", "256:1")
+    assert status == 0
+    found = {(r["patches"], r.get("retention")): r for r in record["rows"]}
+    assert {key: row["n"] for key, row in found.items()} == {
+        (64, None): 2, (64, 0.334): 2, (256, None): 1, (256, 0.334): 1,
+    }  # fmt: skip
+    assert found[256, None]["samples"][0]["tokens"] == 64
+    assert found[256, 0.334]["samples"][0]["tokens"] == 21
+    assert {ratio["metric"] for ratio in record["ratios"]} == {"time", "extra_memory"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--model huge", "invalid choice: 'huge'"),
+        ("", "model=None: accepted is one of llava-1.5-7b"),
+        ("--model tiny --retention 0", "retention=0: accepted is an int of at least 1"),
+        ("--model tiny --retention 1.5", "retention=1.5: accepted is"),
+        ("--model tiny --retention some", "'some': accepted is a whole number of tokens or"),
+        ("--model tiny --retention 9 9", "accepted is each budget once"),
+        ("--model tiny --repetitions 0", "'0': accepted is a whole number from 1"),
+        ("--model tiny --new-tokens -1", "--new-tokens: "),
+        ("--model tiny --warmup x", "'x': accepted is a whole number from 0"),
+        ("--model tiny --image-size 20x20", "accepted is WxH, each 28 to 16384 pixels"),
+        ("--model tiny --image a.png --image-size 56x56", "accepted is it or --image, not both"),
+        ("--model tiny --device tpu", "device='tpu': accepted is cpu, cuda or cuda:N"),
+        ("--model tiny --device cuda:77", "device='cuda:77': this machine"),
+        ("--model tiny --dtype int8", "invalid choice: 'int8'"),
+        ("--model tiny --checkpoint x", "accepted with a checkpoint is one of llava-1.5-7b"),
+        ("--model llava-1.5-7b --checkpoint x --random-weights", "not allowed with argument"),
+        ("--model tiny --patches 64", "patches=[(64, None)] with --part all of tiny"),
+        ("--model tiny-qwen --part vision --patches 63", "accepted is the square of an even"),
+        ("--model tiny-qwen --part vision --patches 64:0", "accepted is a whole number from 1"),
+        ("--model tiny-qwen --part vision --image a.png", "accepted is without it"),
+        ("--model tiny --part vision --new-tokens 5", "accepted is without it"),
+    ],
+)
+def test_arguments_that_are_not_accepted(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        parse(arguments.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--part kernel --device cpu", "accepted is a CUDA GPU"),
+        ("--model tiny --prompt hello", "prompt='hello' with random weights"),
+        ("--model tiny --image /nowhere.png", "image='/nowhere.png': "),
+        ("--model tiny --retention 145", "retention=145: accepted is 1 to 144"),
+        ("--model llava-1.5-7b --checkpoint /nowhere-llava", "/nowhere-llava"),
+        pytest.param(
+            "--model tiny-qwen", "setup_qwen.sh",
+            marks=pytest.mark.skipif(not HAS_LLAVA, reason="the llava package"),
+        ),
+        pytest.param("--model tiny --package llava", "setup_llava.sh", marks=needs_transformers),
+        pytest.param(
+            "--model tiny --package transformers", "setup_qwen.sh",
+            marks=pytest.mark.skipif(not HAS_LLAVA, reason="transformers 4"),
+        ),
+    ],
+)  # fmt: skip
+def test_sessions_that_cannot_be(main, capsys, arguments, message):
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error and "accepted" in error
+
+
+def test_defaults():
+    args = parse(["--model", "llava-1.5-7b", "--device", "cpu"])
+    assert (args.new_tokens, args.repetitions, args.warmup) == (500, 10, 1)
+    assert args.retention == [192, 128, 64] and args.dtype == "float32"
+    args = parse(["--model", "qwen2.5-vl-3b", "--part", "vision", "--patches", "1024", "16384:3"])
+    assert args.retention == [0.334] and args.patches == [(1024, 10), (16384, 3)]
+    for name in MODELS:
+        assert parse(["--model", name]).architecture.name == name
+
+
+def test_the_papers_figures_stand_apart():
+    sample = {"repetition": 0, "kv_tokens": 625, "ttft": 0.1}
+    rounds = Rounds([Row(parts.UNPRUNED, {"text_tokens": 49}, [sample])])
+    settings = {"part": "all", "model": "llava-1.5-7b"}
+    text = report.render({"title": "ours", "settings": settings}, rounds, [])
+    ours, _, papers = text.partition("The paper's figures, on the paper's machine")
+    assert "28.56 ± 0.3" in papers and "54.31 ± 0.37" in papers and "28.56" not in ours
+    settings["model"] = "llava-1.5-13b"
+    assert "paper" not in report.render({"title": "ours", "settings": settings}, rounds, [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_random_weights_keep_activations_finite(dtype):
+    package = "llava" if HAS_LLAVA else "transformers"
+    subject = build(Request(TINY["tiny"], package, None, CPU, dtype, "eager", seed=0))
+    assert {parameter.dtype for parameter in subject.model.parameters()} == {dtype}
+    embeds = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    hidden = language_model(subject)(inputs_embeds=embeds).last_hidden_state
+    assert bool(hidden.isfinite().all()) and 0.1 < hidden.float().std() < 10
+
+
+def test_runs_from_any_directory(tmp_path):
+    command = [sys.executable, str(ROOT / "bench_sys.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "--random-weights" in done.stdout
+
+
+def test_default_output_is_a_folder_that_git_ignores():
+    assert session.LOGS == ROOT / "logs" / "bench_sys"
