@@ -33,5 +33,5 @@ pip_install --no-deps llava-torch==1.2.2.post1 lmms-eval==0.7.3 torchvision==0.2
 install_hiprune
 "$VENV/bin/python" scripts/torchvision_cpu.py
 check_imports torch torchvision transformers accelerate datasets llava.model.builder \
-    lmms_eval.evaluator hiprune hiprune.models.llava hiprune.lmms_llava
+    lmms_eval.evaluator fvcore.nn matplotlib hiprune hiprune.models.llava hiprune.lmms_llava
 mark_complete setup_llava.sh $REQUIREMENTS

@@ -41,6 +41,6 @@ pip_install --no-deps lmms-eval==0.7.3 torchvision==0.28.0
 install_hiprune
 "$VENV/bin/python" scripts/torchvision_cpu.py
 check_imports torch torchvision transformers accelerate datasets qwen_vl_utils \
-    lmms_eval.evaluator hiprune hiprune.models.qwen2_5_vl hiprune.models.llava_hf \
+    lmms_eval.evaluator fvcore.nn matplotlib hiprune hiprune.models.qwen2_5_vl hiprune.models.llava_hf \
     hiprune.lmms_qwen hiprune.lmms_llava_hf
 mark_complete setup_qwen.sh $REQUIREMENTS

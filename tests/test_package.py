@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*ROOT.glob("*.sh"), *(ROOT / "scripts").rglob("*.sh")])
 REQUIREMENTS = sorted((ROOT / "scripts").glob("requirements-*.txt"))
-PIN = re.compile(r"([\w.-]+)==([\w.]+)")
+PIN = re.compile(r"([\w.-]+)==([\w.]+)(?:; platform_system == \"Linux\")?")
 
 
 def pip(*arguments, cwd):
