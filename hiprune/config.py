@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hiprune.errors import HiPruneError
+from hiprune.neighbours import NEIGHBORHOODS, SHAPES
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ FAMILIES = {
     )
 }
 DEFAULT_ALPHA = 0.1
+# What the fields that change the method accept, its default first.
+CHOICES: dict[str, tuple] = {
+    "method": ("hiprune", "random", "uniform", "cls"),
+    "score": ("global", "cls"),
+    "buffer": tuple(SHAPES),
+    "neighborhood": NEIGHBORHOODS,
+    "registers": (True, False),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,17 @@ class HiPruneConfig:
         alpha: share of the budget that goes to anchors plus buffers, in [0, 1].
         object_layer: l, the middle encoder layer that anchors are read from, counted from 1.
             None: the default of the model's family.
+        method: "hiprune"; or, with the same budget and patch, our implementation of a simple
+            method to compare with: "random" (drawn anew for every image), "uniform" (evenly
+            spaced), "cls" (most attended by CLS in the output layer, where there is a CLS).
+        score: "global", attention from all tokens; or "cls", from CLS alone (paper, Table 6a).
+        buffer: an anchor's neighbours: "cross" (4), "square" (8), "diagonal" (4), "row" (2),
+            "column" (2) or "none" (paper, Tables 6c and 11).
+        neighborhood: "flat", on the flat index, as the released code; or "grid", which ends at
+            the rows' and columns' ends.
+        registers: False: anchors and buffers fill the whole budget (paper, Table 6b), whatever
+            alpha is. Without anchors and buffers is alpha = 0.
+        seed: of "random".
 
     Raises:
         HiPruneError: a value outside of these. What only the model can tell (how many tokens and
@@ -54,6 +74,12 @@ class HiPruneConfig:
     retention: int | float | None = None
     alpha: float = DEFAULT_ALPHA
     object_layer: int | None = None
+    method: str = "hiprune"
+    score: str = "global"
+    buffer: str = "cross"
+    neighborhood: str = "flat"
+    registers: bool = True
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.retention is not None:
@@ -67,6 +93,18 @@ class HiPruneConfig:
                 f"object_layer={self.object_layer!r}: accepted is an integer from 1 to the number "
                 "of encoder layers"
             )
+        for name, accepted in CHOICES.items():
+            value = getattr(self, name)
+            if not any(value is choice or value == choice for choice in accepted):
+                raise HiPruneError(f"{name}={value!r}: accepted is one of {_listed(accepted)}")
+        if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
+            raise HiPruneError(f"seed={self.seed!r}: accepted is an integer from 0 to 2**63 - 1")
+        others = {n: v for n, v in self.variant().items() if n not in ("method", "seed")}
+        if self.method != "hiprune" and others:
+            name, value = next(iter(others.items()))
+            raise HiPruneError(
+                f"{name}={value!r} with method={self.method!r}: accepted with 'hiprune' alone"
+            )
 
     @classmethod
     def from_env(cls, family: str, environ: Mapping[str, str] | None = None) -> HiPruneConfig:
@@ -79,42 +117,34 @@ class HiPruneConfig:
         Raises:
             HiPruneError: unknown family, or a variable that is set to anything not accepted.
         """
+        from hiprune.environment import read_config  # it makes configurations, so it comes later
+
         if family not in FAMILIES:
             raise HiPruneError(f"family={family!r}: accepted is one of {', '.join(FAMILIES)}")
-        preset = FAMILIES[family]
-        env = os.environ if environ is None else environ
-        if isinstance(preset.retention, int):
-            retention = _read_int(
-                env,
-                preset.retention_variable,
-                preset.retention,
-                int(preset.max_retention),
-                "tokens per image",
-            )
-        else:
-            retention = _read_float(
-                env, preset.retention_variable, preset.retention, exclude_zero=True
-            )
-        return cls(
-            retention=retention,
-            alpha=_read_float(env, "HIPRUNE_ALPHA", DEFAULT_ALPHA),
-            object_layer=_read_int(
-                env,
-                "HIPRUNE_OBJECT_LAYER",
-                preset.object_layer,
-                preset.encoder_layers,
-                "the number of encoder layers",
-            ),
-        )
+        return cls(**read_config(FAMILIES[family], os.environ if environ is None else environ))
 
     def resolve(self, family: str) -> HiPruneConfig:
         """The same configuration with the family's defaults in place of every None."""
         preset = FAMILIES[family]
-        return HiPruneConfig(
+        return replace(
+            self,
             retention=preset.retention if self.retention is None else self.retention,
-            alpha=self.alpha,
             object_layer=preset.object_layer if self.object_layer is None else self.object_layer,
         )
+
+    @property
+    def uses_cls(self) -> bool:
+        """Are scores read off the CLS token's attention alone, which only some towers have?"""
+        return "cls" in (self.method, self.score)
+
+    def variant(self) -> dict[str, object]:
+        """What differs from the paper's method, name -> value; empty for the method itself."""
+        found = {
+            name: getattr(self, name)
+            for name, accepted in CHOICES.items()
+            if getattr(self, name) != accepted[0]
+        }
+        return {**found, "seed": self.seed} if self.method == "random" else found
 
     def budget(self, tokens: int) -> int:
         """N' for an image of ``tokens`` tokens: at least 1, at most all of them."""
@@ -144,35 +174,5 @@ def _check_retention(value: object) -> None:
     )
 
 
-def _is_plain(text: str) -> bool:
-    """Python also reads "1_000" and the digits of other scripts; a setting that does is a slip."""
-    return text.isascii() and "_" not in text
-
-
-def _read_int(env: Mapping[str, str], name: str, default: int, top: int, of_what: str) -> int:
-    text = env.get(name)
-    if text is None:
-        return default
-    try:
-        value = int(text) if _is_plain(text) else 0
-    except ValueError:
-        value = 0
-    if not 1 <= value <= top:
-        raise HiPruneError(f"{name}={text!r}: accepted is an integer from 1 to {top} ({of_what})")
-    return value
-
-
-def _read_float(
-    env: Mapping[str, str], name: str, default: float, exclude_zero: bool = False
-) -> float:
-    text = env.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text) if _is_plain(text) else math.nan
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1 or (exclude_zero and value == 0):  # NaN fails the first comparison
-        accepted = "a number in (0, 1]" if exclude_zero else "a number from 0 to 1"
-        raise HiPruneError(f"{name}={text!r}: accepted is {accepted}")
-    return value
+def _listed(accepted: tuple) -> str:
+    return ", ".join(repr(choice) for choice in accepted)

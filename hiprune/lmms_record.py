@@ -39,6 +39,8 @@ class RunRecord:
             "retention": config.retention if config else None,  # N'
             "alpha": config.alpha if config else None,
             "object_layer": config.object_layer if config else None,  # l
+            # What differs from the paper's method: {"method": "random", "seed": 1}, say.
+            "variant": config.variant() if config else {},
             **details,
         }
         self.images = self.visual_tokens = 0  # of this process

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
+from hiprune.neighbours import NEIGHBORHOODS, SHAPES, neighbours
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,15 @@ class TokenSelection:
 
 
 def select_tokens(
-    object_scores: Tensor, output_scores: Tensor, *, columns: int, budget: int, alpha: float
+    object_scores: Tensor,
+    output_scores: Tensor,
+    *,
+    columns: int,
+    budget: int,
+    alpha: float,
+    buffer: str = "cross",
+    neighborhood: str = "flat",
+    registers: bool = True,
 ) -> TokenSelection:
     """Choose exactly N' = min(budget, N) of N tokens per image (paper, section "Method").
 
@@ -63,36 +72,47 @@ def select_tokens(
         columns: c, tokens per row of the image's grid.
         budget: N', tokens to keep; N or more keeps all.
         alpha: share of the budget for anchors plus buffers, in [0, 1].
+        buffer, neighborhood: as of :func:`hiprune.neighbours.neighbours`.
+        registers: False: anchors with their buffers are taken, most attended first, until the
+            budget is full, whatever alpha is (paper, Table 6b).
 
     Raises:
         HiPruneError: scores of other shapes, or columns, budget or alpha out of range.
     """
     _check(object_scores, output_scores, columns, budget, alpha)
+    _check_buffer(buffer, neighborhood)
     tokens = object_scores.shape[1]  # N
     budget = min(budget, tokens)  # N'
-    n_anchors = round(alpha * budget / 5)
-
     object_order, object_rank = _rank(object_scores)  # (B, N) each
-    _, output_rank = _rank(output_scores)
+    n_anchors = round(alpha * budget / 5) if registers else tokens
+    anchors = object_order[:, :n_anchors]
+    near = neighbours(anchors, tokens, columns, buffer, neighborhood)  # (B, k n_a)
 
-    anchors = object_order[:, :n_anchors]  # (B, n_a)
-    near = torch.cat([anchors - 1, anchors + 1, anchors - columns, anchors + columns], dim=1)
-    near = near.clamp(0, tokens - 1)  # (B, 4 n_a)
-
+    # One key orders all tokens. Keys are distinct, so that the N' smallest are exactly N' tokens
+    # whatever the scores.
     nothing = torch.zeros_like(object_rank, dtype=torch.bool)  # (B, N)
-    anchor = nothing.scatter(1, anchors, True)
-    buffer = nothing.scatter(1, near, True) & ~anchor
-
-    # One key orders all tokens: anchors, then buffers, then the rest. Keys are distinct, so that
-    # the N' smallest are exactly N' tokens whatever the scores.
-    key = torch.where(buffer, tokens + object_rank, 2 * tokens + output_rank)
-    key = torch.where(anchor, object_rank, key)
+    if registers:  # anchors, then buffers, then the rest
+        anchor = nothing.scatter(1, anchors, True)
+        buffers = nothing.scatter(1, near, True) & ~anchor
+        _, output_rank = _rank(output_scores)
+        key = torch.where(buffers, tokens + object_rank, 2 * tokens + output_rank)
+        key = torch.where(anchor, object_rank, key)
+    else:
+        # Each token comes in with the first anchor that it is, or is a neighbour of: at that one's
+        # turn, and then the anchor itself first.
+        turns = torch.arange(tokens, device=near.device).repeat(near.shape[1] // tokens)
+        turn = object_rank.scatter_reduce(1, near, turns.expand_as(near), "amin")  # (B, N)
+        key = turn * (tokens + 1) + torch.where(turn == object_rank, 0, 1 + object_rank)
     kept = key.argsort(dim=1)[:, :budget]  # (B, N')
     keep = nothing.scatter(1, kept, True)
+    if not registers:
+        last = turn.masked_fill(~keep, -1).amax(dim=1, keepdim=True)  # the last anchor's turn
+        anchor = keep & (object_rank <= last)
+        buffers = keep & ~anchor
     return TokenSelection(
         anchor=anchor,
-        buffer=buffer & keep,
-        register=keep & ~anchor & ~buffer,
+        buffer=buffers & keep,
+        register=keep & ~anchor & ~buffers,
         keep=keep,
         indices=kept.sort(dim=1).values,
     )
@@ -133,3 +153,12 @@ def _check(object_scores: Tensor, output_scores: Tensor, columns, budget, alpha)
         or not 0 <= alpha <= 1
     ):
         raise HiPruneError(f"alpha={alpha!r}: accepted is a number from 0 to 1")
+
+
+def _check_buffer(buffer: str, neighborhood: str) -> None:
+    for name, value, accepted in (
+        ("buffer", buffer, SHAPES),
+        ("neighborhood", neighborhood, NEIGHBORHOODS),
+    ):
+        if value not in accepted:
+            raise HiPruneError(f"{name}={value!r}: accepted is one of {', '.join(accepted)}")

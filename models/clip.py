@@ -15,10 +15,11 @@ from hiprune.models.clip_layer import ScoredHalf, finish_half, heads, score_half
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer
+from hiprune.chooser import TokenChooser
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.scores import received_attention
-from hiprune.selector import TokenSelection, select_tokens
+from hiprune.selector import TokenSelection
 
 
 class ClipTower:
@@ -51,6 +52,9 @@ class ClipTower:
         self.output_layer = select_layer % (len(self.layers) + 1)
         self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
         self.dropping = False  # within an encode that drops tokens
+        self.choose = TokenChooser(config)
+        # Whose attention counts: every token's, or that of CLS, the first, alone.
+        self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
         self._check(select_layer, max_views)
 
     def _check(self, select_layer: int, max_views: int) -> None:
@@ -81,7 +85,9 @@ class ClipTower:
         The output layer needs none: the tower runs it itself.
         """
         numbers = {self.config.object_layer} - {self.output_layer}
-        self.capture = AttentionCapture({n: _scored(self.layers[n - 1].self_attn) for n in numbers})
+        self.capture = AttentionCapture(
+            {n: _scored(self.layers[n - 1].self_attn, self.scored_queries) for n in numbers}
+        )
         return self.capture
 
     def kept_tokens(self, views: int) -> int:
@@ -156,7 +162,7 @@ class ClipTower:
             hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
             for layer in self.layers[: self.output_layer - 1]:
                 hidden = self.run_layer(layer, hidden)
-            half = score_half(output, hidden)
+            half = score_half(output, hidden, self.scored_queries)
             # An object layer beyond the output layer is legal in the paper's ablation; then, and
             # only then, layers after the output layer run.
             if self.config.object_layer > self.output_layer:
@@ -174,13 +180,8 @@ class ClipTower:
 
     def _select(self, object_scores: Tensor, output_scores: Tensor, views: int) -> TokenSelection:
         """(V, N) scores of one image's views, or of B images of one view each."""
-        return select_tokens(
-            object_scores,
-            output_scores,
-            columns=self.columns,
-            budget=self.kept_tokens(views) // views,
-            alpha=self.config.alpha,
-        )
+        budget = self.kept_tokens(views) // views
+        return self.choose(object_scores, output_scores, self.columns, budget)
 
 
 def _merged_order(selection: TokenSelection, side: int, columns: int) -> Tensor:
@@ -200,12 +201,11 @@ def max_views(pinpoints: Sequence[Sequence[int]], image_size: int) -> int:
     return 1 + max((width // image_size) * (height // image_size) for width, height in pinpoints)
 
 
-def _scored(attention: Any) -> ScoredLayer:
+def _scored(attention: Any, scored_queries: slice) -> ScoredLayer:
     """A CLIPAttention: queries and keys are its q_proj and k_proj, cut into heads."""
 
     def score(query: Tensor, key: Tensor, **_: Any) -> Tensor:
-        return received_attention(
-            heads(attention, query), heads(attention, key), attention.scale
-        )  # (B, 1+N)
+        query, key = heads(attention, query)[:, :, scored_queries], heads(attention, key)
+        return received_attention(query, key, attention.scale)  # (B, 1+N)
 
     return ScoredLayer(attention, (attention.q_proj, attention.k_proj), score)

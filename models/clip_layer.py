@@ -34,7 +34,7 @@ class ScoredHalf:
     value: Tensor
 
 
-def score_half(layer: Any, hidden: Tensor) -> ScoredHalf:
+def score_half(layer: Any, hidden: Tensor, scored_queries: slice) -> ScoredHalf:
     """(B, 1+N, C_v) -> queries, keys and values of a CLIPEncoderLayer, and its scores."""
     weight = layer.layer_norm1.weight
     if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
@@ -45,7 +45,7 @@ def score_half(layer: Any, hidden: Tensor) -> ScoredHalf:
         heads(attention, projection(normed))
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    score = received_attention(query, key, attention.scale)
+    score = received_attention(query[:, :, scored_queries], key, attention.scale)
     return ScoredHalf(score, hidden.to(normed.device), query, key, value)
 
 

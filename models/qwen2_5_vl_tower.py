@@ -11,11 +11,12 @@ from hiprune.models.prompt import ImageSpan
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer
+from hiprune.chooser import TokenChooser
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.scores import received_attention_packed
-from hiprune.selector import TokenSelection, select_tokens
+from hiprune.selector import TokenSelection
 
 
 class PrunedTower:
@@ -31,8 +32,15 @@ class PrunedTower:
                 f"object_layer={config.object_layer}: accepted is 1 to {len(visual.blocks)}, the "
                 "blocks of this model's vision tower"
             )
+        if config.uses_cls:
+            name = "method" if config.method == "cls" else "score"
+            raise HiPruneError(
+                f"{name}='cls': this model's vision tower has no CLS token; accepted is another "
+                f"{name}"
+            )
         self.visual = visual
         self.config = config
+        self.choose = TokenChooser(config)
         self.output_layer = len(visual.blocks)
         self.selections: list[TokenSelection] = []
         self._grids: list[list[int]] | None = None  # of the pass that is running
@@ -172,12 +180,11 @@ class PrunedTower:
             part = slice(start, start + frames * tokens)
             start = part.stop
             selections.append(
-                select_tokens(
+                self.choose(
                     object_scores[part].view(frames, tokens),
                     output_scores[part].view(frames, tokens),
-                    columns=columns,
-                    budget=self._budget(tokens),
-                    alpha=self.config.alpha,
+                    columns,
+                    self._budget(tokens),
                 )
             )
         return selections

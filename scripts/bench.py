@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,20 +23,24 @@ from paper import UNPRUNED
 from tiny import TASKS, make_tiny
 
 from hiprune import HiPruneError
+from hiprune.config import FAMILIES
+from hiprune.environment import variables
 
 
 def plan(settings: Settings) -> list[Run]:
     """All runs, budget by budget; each in a folder that its settings name."""
     limit = f"_limit-{settings.limit}" if settings.limit else ""
     alpha, layer = settings.config.alpha, settings.config.object_layer
+    variant = "".join(f"_{name}-{value}" for name, value in settings.config.variant().items())
     runs = []
     for budget in settings.budgets:
         name = setting = UNPRUNED
         environment = {}
         if budget != UNPRUNED:
             name = f"N' = {budget}" + (" N" if "." in budget else "")
-            setting = f"retention-{budget}_alpha-{alpha:g}_layer-{layer}"
-            environment[settings.benchmark.retention_variable] = budget
+            setting = f"retention-{budget}_alpha-{alpha:g}_layer-{layer}{variant}"
+            config = replace(settings.config, retention=number(budget))
+            environment |= variables(config, FAMILIES[settings.benchmark.family])
         if settings.processes > 1 and not torch.cuda.is_available():
             environment["ACCELERATE_USE_CPU"] = "true"
         if settings.tiny:
@@ -52,6 +57,10 @@ def plan(settings: Settings) -> list[Run]:
                 )
             )
     return runs
+
+
+def number(budget: str) -> int | float:
+    return float(budget) if "." in budget else int(budget)
 
 
 def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[str]:
@@ -81,6 +90,12 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     return command
+
+
+def end_on_signals() -> None:
+    """Have what ends this process end the evaluation as well, as Ctrl-C does."""
+    for sign in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too
+        signal.signal(sign, signal.default_int_handler)
 
 
 def run_all(runs: list[Run]) -> dict[str, str]:
@@ -114,8 +129,7 @@ def main() -> int:
     except HiPruneError as error:
         print(error, file=sys.stderr)
         return 2
-    for sign in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too
-        signal.signal(sign, signal.default_int_handler)
+    end_on_signals()
     runs = plan(settings)
     if any(t.startswith("mmbench") for t in settings.tasks) and "OPENAI_API_KEY" not in os.environ:
         print(
@@ -145,8 +159,9 @@ def print_tables(settings: Settings) -> None:
         for table in read_tables(folder)
         if (int(table.limit) if table.limit else None) == settings.limit
     ]
-    wanted = (settings.config.alpha, settings.config.object_layer)
-    ours = [t for t in tables if (t.alpha, t.object_layer) in (wanted, (None, None))]
+    config = settings.config
+    wanted = (config.alpha, config.object_layer, config.variant())
+    ours = [t for t in tables if (t.alpha, t.object_layer, t.variant) in (wanted, (None, None, {}))]
     tables = ours or tables  # nothing but the unpruned row is of these settings
     if not tables:
         return

@@ -51,6 +51,18 @@ is_complete() (
     setup_is_complete "$SETUP" "$REQUIREMENTS"
 )
 
+# VENV, absolute, as SETUP makes it.
+make_environment() {
+    # A changed pin has our own environment made anew; one that the caller names is left as it is.
+    local complete=(test -f "${VENV:-}/hiprune-setup-complete")
+    [[ -n ${VENV-} ]] || complete=(is_complete)
+    VENV=${VENV:-$ROOT/$DEFAULT_VENV}
+    [[ $VENV == /* ]] || VENV=$PWD/$VENV
+    if ! "${complete[@]}"; then
+        VENV=$VENV bash "$ROOT/$SETUP"
+    fi
+}
+
 bench_main() {
     local tiny=()
     while (($#)); do
@@ -63,13 +75,6 @@ bench_main() {
         shift
     done
     local arguments=(--family "$FAMILY" ${tiny[@]+"${tiny[@]}"})
-    # A changed pin has our own environment made anew; one that the caller names is left as it is.
-    local complete=(test -f "${VENV:-}/hiprune-setup-complete")
-    [[ -n ${VENV-} ]] || complete=(is_complete)
-    VENV=${VENV:-$ROOT/$DEFAULT_VENV}
-    [[ $VENV == /* ]] || VENV=$PWD/$VENV
-    if ! "${complete[@]}"; then
-        VENV=$VENV bash "$ROOT/$SETUP"
-    fi
+    make_environment
     exec "$VENV/bin/python" -W ignore "$ROOT/scripts/bench.py" "${arguments[@]}"
 }

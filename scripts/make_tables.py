@@ -18,9 +18,10 @@ MISSING = "–"
 
 @dataclass
 class Table:
-    """Our scores of one checkpoint with one alpha, l and limit.
+    """Our scores of one checkpoint with one alpha, l, variant of the method and limit.
 
     Attributes:
+        variant: what differs from the paper's method, as HiPruneConfig.variant tells it.
         rows: "unpruned" or N' -> task -> score in the paper's unit.
         counts: the same keys -> task -> images, and visual tokens per image.
     """
@@ -29,6 +30,7 @@ class Table:
     alpha: float
     object_layer: int
     limit: float | None
+    variant: dict[str, object] = field(default_factory=dict)
     rows: dict[int | float | str, dict[str, float]] = field(default_factory=dict)
     counts: dict[int | float | str, dict[str, tuple[int, float]]] = field(default_factory=dict)
 
@@ -51,8 +53,11 @@ def read_tables(logs: Path) -> list[Table]:
     for result in results:
         record = result["hiprune"]
         if record["pruned"]:
-            key = (*_run_key(result), record["alpha"], record["object_layer"])
-            table = tables.setdefault(key, Table(record["checkpoint"], *key[2:], key[1]))
+            variant = record.get("variant", {})
+            settings = (record["alpha"], record["object_layer"])
+            key = (*_run_key(result), *settings, *variant.items())
+            table = Table(record["checkpoint"], *settings, key[1], variant)
+            table = tables.setdefault(key, table)
             _add(table, record["retention"], result)
     baselines = [result for result in results if not result["hiprune"]["pruned"]]
     for result in baselines:
@@ -108,7 +113,8 @@ def render(table: Table) -> str:
         budget: {title: row[task] for task, title in zip(tasks, titles, strict=True) if task in row}
         for budget, row in table.rows.items()
     }
-    paper = paper_rows(table.checkpoint)
+    # The paper has its rows of the method itself; of what differs it has other tables.
+    paper = {} if table.variant else paper_rows(table.checkpoint)
     name = short_name(table.checkpoint)
     paper_base = dict(paper.get(UNPRUNED, {}))
     if "VizWiz" in paper_base:
@@ -132,7 +138,7 @@ def render(table: Table) -> str:
             f"paper's avg % here is taken of {VIZWIZ_VAL[name]}, unpruned on val."
         )
     title = f"### {name}"
-    return "\n".join([title, "", *_align(lines), "", *notes])
+    return "\n".join([title, "", *align(lines), "", *notes])
 
 
 def _cells(row: dict[str, float], base: dict[str, float] | None, titles: list[str]) -> list[str]:
@@ -148,12 +154,14 @@ def _settings(table: Table) -> str:
     parts = []
     if table.alpha is not None:
         parts.append(f"alpha = {table.alpha:g}, object layer {table.object_layer}")
+    parts += [f"{name} = {value}" for name, value in table.variant.items()]
     if table.limit is not None:
         parts.append(f"LIMIT = {table.limit:g} samples a task: not the benchmark's score")
     return "; ".join([*parts, "avg % is the mean of 100 * score / unpruned score"]) + "."
 
 
-def _align(lines: list[list[str]]) -> list[str]:
+def align(lines: list[list[str]]) -> list[str]:
+    """Cells -> lines of Markdown with equal widths; a line of dashes parts the header."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"

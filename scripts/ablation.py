@@ -1,0 +1,107 @@
+"""The paper's ablations behind ablation.sh: every setting in turn, resumable; tables, sweeps drawn.
+
+Called by ablation.sh, which makes the environment and hands over the variables that its --help
+lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+
+from ablation_report import draw_sweeps, render, scores_of
+from ablation_settings import all_fields
+from bench import end_on_signals, number, plan, run_all
+from bench_settings import Settings, read_settings
+from benchmarks import BENCHMARKS, Benchmark
+from make_tables import read_tables
+from paper import UNPRUNED, short_name
+from tiny import make_tiny
+
+from hiprune import HiPruneConfig, HiPruneError
+
+# Of the paper's Tables 6 and 11; a family's benchmark may lack some of them.
+TASKS = ("gqa", "mme", "pope", "vizwiz_vqa_val")
+
+
+def read(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
+    """The settings of the default method, at one budget.
+
+    Raises:
+        HiPruneError: a variable with what is not accepted, or that the ablation itself sets.
+    """
+    for name in env:
+        if name.startswith("HIPRUNE_") and name != benchmark.retention_variable:
+            raise HiPruneError(
+                f"{name}={env[name]!r}: accepted is only {benchmark.retention_variable}, since "
+                "the ablation sets the others itself"
+            )
+    if "RETENTIONS" in env:
+        raise HiPruneError(
+            f"RETENTIONS={env['RETENTIONS']!r}: accepted is one budget, "
+            f"{benchmark.retention_variable}"
+        )
+    if not tiny and "TASKS" not in env:
+        env = {**env, "TASKS": " ".join(t for t in TASKS if t in benchmark.tasks)}
+    # The largest of the paper's budgets is that of its ablations.
+    first = str(benchmark.retentions[0])
+    return read_settings(benchmark, tiny, {benchmark.retention_variable: first, **env})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--family", choices=BENCHMARKS, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    benchmark = BENCHMARKS[args.family]
+    try:
+        settings = read(benchmark, args.tiny, dict(os.environ))
+    except HiPruneError as error:
+        print(error, file=sys.stderr)
+        return 2
+    end_on_signals()
+    runs = plan(replace(settings, budgets=(UNPRUNED,)))
+    for fields in all_fields(benchmark.family):
+        runs += plan(replace(settings, config=replace(settings.config, **fields)))
+    try:
+        if settings.tiny:
+            make_tiny(args.family, benchmark)
+        failures = run_all(runs)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on with the run that it was at", flush=True)
+        return 130
+    report(settings)
+    for label, reason in failures.items():
+        print(f"FAILED {label}: {reason}")
+    return 1 if failures else 0
+
+
+def report(settings: Settings) -> None:
+    """Print the tables; keep them, and the sweeps' picture, beside the runs."""
+    family, budget = settings.benchmark.family, number(settings.budgets[0])
+    found = [
+        table
+        for table in read_tables(settings.folder)
+        if (int(table.limit) if table.limit else None) == settings.limit
+    ]
+
+    def config(**fields: object) -> HiPruneConfig:
+        return replace(settings.config, **fields)
+
+    scores = scores_of(found, budget)
+    if not scores(config()):
+        return
+    text = render(family, settings.checkpoint, budget, config, scores)
+    file = settings.folder / "ablation.md"
+    file.write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\ntable: {file}")
+    unpruned = next((t.rows[UNPRUNED] for t in found if UNPRUNED in t.rows), None)
+    title = f"{short_name(settings.checkpoint)}, N' = {budget}: alpha and the object layer"
+    if draw_sweeps(family, title, unpruned, config, scores, file.with_suffix(".png")):
+        print(f"sweeps: {file.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
