@@ -95,7 +95,8 @@ class HiPruneConfig:
             )
         for name, accepted in CHOICES.items():
             value = getattr(self, name)
-            if not any(value is choice or value == choice for choice in accepted):
+            # 1 == True, but 1 is none of the two.
+            if not any(type(value) is type(choice) and value == choice for choice in accepted):
                 raise HiPruneError(f"{name}={value!r}: accepted is one of {_listed(accepted)}")
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
             raise HiPruneError(f"seed={self.seed!r}: accepted is an integer from 0 to 2**63 - 1")

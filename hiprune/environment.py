@@ -21,6 +21,14 @@ def read_config(family: Family, env: Mapping[str, str]) -> dict[str, Any]:
         )
     else:
         retention = _read_float(env, family.retention_variable, family.retention, exclude_zero=True)
+    choices = {name: _read_choice(env, name) for name in CHOICES}
+    changed = [name for name, value in choices.items() if value != CHOICES[name][0]]
+    if "method" in changed and len(changed) > 1:
+        name = f"HIPRUNE_{next(n for n in changed if n != 'method').upper()}"
+        raise HiPruneError(
+            f"{name}={env[name]!r} with HIPRUNE_METHOD={env['HIPRUNE_METHOD']!r}: accepted with "
+            "'hiprune' alone"
+        )
     return {
         "retention": retention,
         "alpha": _read_float(env, "HIPRUNE_ALPHA", DEFAULT_ALPHA),
@@ -32,7 +40,7 @@ def read_config(family: Family, env: Mapping[str, str]) -> dict[str, Any]:
             family.encoder_layers,
             "the number of encoder layers",
         ),
-        **{name: _read_choice(env, name) for name in CHOICES},
+        **choices,
         "seed": _read_int(env, "HIPRUNE_SEED", 0, 0, 2**63 - 1, "a seed"),
     }
 

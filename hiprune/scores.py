@@ -20,6 +20,7 @@ BLOCK_ELEMENTS = 1 << 20
 BLOCK_ELEMENTS_ACCELERATOR = 1 << 26
 
 
+@torch.no_grad()  # scores choose tokens; a gradient would hold every block of the map
 def received_attention(
     query: Tensor, key: Tensor, scale: float | None = None, logsumexp: Tensor | None = None
 ) -> Tensor:
@@ -49,6 +50,8 @@ def received_attention(
             f"{tuple(query.shape[:3])}"
         )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if logsumexp is not None:
+        logsumexp = logsumexp.to(query.device)
     if has_kernel(query):
         from hiprune.scores_triton import column_sums
 
@@ -58,6 +61,7 @@ def received_attention(
     return sums.mean(dim=1) / query.shape[2]  # (B, H, N) -> (B, N)
 
 
+@torch.no_grad()
 def received_attention_packed(
     query: Tensor, key: Tensor, cu_seqlens: Tensor, scale: float | None = None
 ) -> Tensor:
@@ -82,7 +86,7 @@ def received_attention_packed(
         from hiprune.scores_triton import column_sums
 
         # Nothing of cu_seqlens is read on the host, which would have to wait for the device.
-        bounds = cu_seqlens if len(cu_seqlens) > 2 else None
+        bounds = cu_seqlens.to(query.device) if len(cu_seqlens) > 2 else None
         return column_sums(query[None], key[None], scale, cu_seqlens=bounds)[0].mean(dim=0)
     starts: dict[int, list[int]] = {}
     bounds = cu_seqlens.tolist()
@@ -149,5 +153,8 @@ def _check(query: Tensor, key: Tensor) -> None:
             f"key: shape {tuple(key.shape)}, accepted is that of query, {tuple(query.shape)}, but "
             "for the number of tokens"
         )
-    if key.device != query.device:
-        raise HiPruneError(f"key: on {key.device}, accepted is query's device, {query.device}")
+    if (key.device, key.dtype) != (query.device, query.dtype):
+        raise HiPruneError(
+            f"key: {key.dtype} on {key.device}, accepted is query's, {query.dtype} on "
+            f"{query.device}"
+        )

@@ -106,7 +106,7 @@ def _load(
 ):  # fmt: skip
     """(len(rows), WIDTH) columns FIRST to FIRST + WIDTH; zero beyond DIM, and beyond ``total``."""
     columns = FIRST + tl.arange(0, WIDTH)
-    places = base + rows[:, None] * stride + columns[None, :]
+    places = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     if CHECKED:
         return tl.load(places, mask=(rows < total)[:, None] & (columns < DIM)[None, :], other=0.0)
     if FIRST + WIDTH > DIM:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from hiprune.models.clip_layer import ScoredHalf, finish_half, heads, score_half
+from hiprune.models.views import merged_order
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer
@@ -150,7 +151,7 @@ class ClipTower:
             features = features.flatten(0, 1)  # (V, N'/V, C_v) -> (N', C_v)
             columns = grid_columns(index, count)
             if columns is not None:
-                features = features[_merged_order(chosen, self.columns, columns)]
+                features = features[merged_order(chosen, self.columns, columns)]
             selections.append(chosen)
             kept.append(features)
         return selections, kept
@@ -182,23 +183,6 @@ class ClipTower:
         """(V, N) scores of one image's views, or of B images of one view each."""
         budget = self.kept_tokens(views) // views
         return self.choose(object_scores, output_scores, self.columns, budget)
-
-
-def _merged_order(selection: TokenSelection, side: int, columns: int) -> Tensor:
-    """(N',) from view by view to: the base view, then the grid of views as one picture."""
-    views, per_view = selection.indices.shape
-    base = torch.arange(per_view, device=selection.indices.device)
-    row, column = selection.indices[1:] // side, selection.indices[1:] % side  # (V-1, N'/V)
-    view = torch.arange(views - 1, device=row.device).unsqueeze(1)
-    row = row + view // columns * side
-    column = column + view % columns * side
-    raster = row * (columns * side) + column  # place in the merged picture
-    return torch.cat([base, per_view + raster.flatten().argsort()])
-
-
-def max_views(pinpoints: Sequence[Sequence[int]], image_size: int) -> int:
-    """The most views under anyres: the largest grid of [width, height], plus the base view."""
-    return 1 + max((width // image_size) * (height // image_size) for width, height in pinpoints)
 
 
 def _scored(attention: Any, scored_queries: slice) -> ScoredLayer:

@@ -19,8 +19,9 @@ import functools
 from typing import Any
 
 import torch
-from hiprune.models.clip import ClipTower, max_views
+from hiprune.models.clip import ClipTower
 from hiprune.models.clip_layer import sdpa_forward
+from hiprune.models.views import max_views
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
@@ -121,7 +122,7 @@ class _PrunedEncoder:
         self.handle.selections, kept = self.tower.encode(
             images.to(device=self.clip.device, dtype=self.clip.dtype),
             views,
-            lambda index, count: self._grid_columns(sizes[index] if sizes else None, count),
+            lambda index, count: self._grid_columns(None if sizes is None else sizes[index], count),
             images.dtype,
         )
         lengths = [len(image) for image in kept]

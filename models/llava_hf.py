@@ -17,13 +17,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from hiprune.models.llava_hf_images import ImageBatch, ImageEncoder
-from hiprune.models.prompt import ImageSpan, PromptPlan, ShrunkPrompt, images_of_rows
+from hiprune.models.llava_hf_images import ImageEncoder, PromptImages
+from hiprune.models.prompt import PromptPlan, ShrunkPrompt, images_of_rows
 from hiprune.models.transformers_version import require_transformers
 from torch import Tensor
 
@@ -31,8 +30,8 @@ from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 
-# Inputs that count the unpruned prompt's positions and that the language model does without.
 _IMAGE = 1  # the one kind of visual token in these prompts
+# Inputs that count the unpruned prompt's positions and that the language model does without.
 _UNUSED = ("token_type_ids", "mm_token_type_ids", "cache_position", "mm_encoder_outputs")
 
 
@@ -74,29 +73,6 @@ def _wrap(model: Any, method: str, replacement: Callable[[dict], Any]) -> Callab
     return wrapper
 
 
-@dataclass(frozen=True)
-class _Images:
-    """The images of a batch of prompts: the numbers, in the batch of images, of each prompt's."""
-
-    batch: ImageBatch
-    rows: list[list[int]]
-
-    def repeated(self, copies: int) -> _Images:
-        """Each prompt several times over; an image is encoded once all the same."""
-        return _Images(self.batch, [row for row in self.rows for _ in range(copies)])
-
-    def spans(self) -> list[list[ImageSpan]]:
-        return [[self.batch.spans[number] for number in row] for row in self.rows]
-
-    def features(self) -> Tensor:
-        """(sum of N', C), prompt by prompt."""
-        return torch.cat([self.batch.features[number] for row in self.rows for number in row])
-
-    def places(self) -> Tensor:
-        """(sum of N',), prompt by prompt."""
-        return torch.cat([self.batch.places(number) for row in self.rows for number in row])
-
-
 class _PrunedModel:
     """forward and generate of one patched model."""
 
@@ -108,7 +84,7 @@ class _PrunedModel:
         # A cache -> the prompt that it began with, for the steps that follow.
         self.prompts: WeakKeyDictionary[Any, ShrunkPrompt] = WeakKeyDictionary()
         # While generate runs: T of its prompts, and their images.
-        self.prepared: tuple[int, _Images | None] | None = None
+        self.prepared: tuple[int, PromptImages | None] | None = None
 
     def encode(self, pixels: Any, sizes: Any) -> list[Tensor]:
         batch = self.encoder.batch(pixels, sizes)
@@ -163,7 +139,7 @@ class _PrunedModel:
                 self.prompts[value] = prompt
         return output
 
-    def _images(self, arguments: dict, pixels: Any, sizes: Any) -> _Images | None:
+    def _images(self, arguments: dict, pixels: Any, sizes: Any) -> PromptImages | None:
         """The images of each prompt; None for prompts without one."""
         if _has_images(pixels):
             return self._new_images(arguments, pixels, sizes)
@@ -186,7 +162,7 @@ class _PrunedModel:
             )
         return None
 
-    def _new_images(self, arguments: dict, pixels: Any, sizes: Any) -> _Images:
+    def _new_images(self, arguments: dict, pixels: Any, sizes: Any) -> PromptImages:
         ids, config = _ids(arguments), self.model.config
         for name in ("vision_feature_layer", "vision_feature_select_strategy"):
             if arguments.get(name) not in (None, getattr(config, name)):
@@ -199,9 +175,9 @@ class _PrunedModel:
         counts = (ids == config.image_token_id).sum(dim=1).tolist()
         batch = self.encoder.batch(pixels, sizes)
         lengths = [span.placeholders for span in batch.spans]
-        return _Images(batch, images_of_rows(counts, lengths, "pixel_values"))
+        return PromptImages(batch, images_of_rows(counts, lengths, "pixel_values"))
 
-    def _shrink(self, arguments: dict[str, Any], images: _Images) -> ShrunkPrompt:
+    def _shrink(self, arguments: dict[str, Any], images: PromptImages) -> ShrunkPrompt:
         """Ids, mask, positions and labels of T positions -> embeddings and those of T' ones."""
         ids, mask = arguments.pop("input_ids"), arguments.get("attention_mask")
         if mask is not None and mask.shape != ids.shape:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hiprune.models.clip import ClipTower, max_views
+from hiprune.models.clip import ClipTower
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.views import max_views
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
@@ -148,6 +150,29 @@ class ImageBatch:
         span = self.spans[number]
         places = torch.arange(span.kept, device=selection.indices.device)
         return places.clamp(max=span.placeholders - 1)
+
+
+@dataclass(frozen=True)
+class PromptImages:
+    """The images of a batch of prompts: the numbers, in the batch of images, of each prompt's."""
+
+    batch: ImageBatch
+    rows: list[list[int]]
+
+    def repeated(self, copies: int) -> PromptImages:
+        """Each prompt several times over; an image is encoded once all the same."""
+        return PromptImages(self.batch, [row for row in self.rows for _ in range(copies)])
+
+    def spans(self) -> list[list[ImageSpan]]:
+        return [[self.batch.spans[number] for number in row] for row in self.rows]
+
+    def features(self) -> Tensor:
+        """(sum of N', C), prompt by prompt."""
+        return torch.cat([self.batch.features[number] for row in self.rows for number in row])
+
+    def places(self) -> Tensor:
+        """(sum of N',), prompt by prompt."""
+        return torch.cat([self.batch.places(number) for row in self.rows for number in row])
 
 
 def _clip(inner: Any) -> Any:

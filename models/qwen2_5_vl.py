@@ -1,8 +1,9 @@
 """HiPrune for transformers' Qwen2.5-VL, 5.17 to 5.x.
 
 Modifications, on one instance and until the handle's remove():
-- the vision tower's ``forward`` records the scores of block l and of the last block, and its
-  ``merger`` runs on the kept tokens alone (a merged token is 4 patches; groups are kept whole);
+- the vision tower's ``forward`` records the scores of block l and of the last block, whose rest,
+  once they are known, and the ``merger`` run on the kept tokens alone (a merged token is 4 patches;
+  groups are kept whole), so that the tower's ``last_hidden_state`` holds these, in raster order;
 - the model's ``forward``, when it is given pixels, drops the other tokens' placeholders and goes on
   from embeddings; kept tokens keep the M-RoPE positions of the unpruned prompt;
 - ``generate`` does the same once, ahead of the first step, so that decoding goes on after the

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.qwen2_5_vl_attention import rotated, scored_layer
 from torch import Tensor
 
-from hiprune.capture import AttentionCapture, ScoredLayer
+from hiprune.capture import AttentionCapture
 from hiprune.chooser import TokenChooser
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
@@ -44,7 +45,10 @@ class PrunedTower:
         self.output_layer = len(visual.blocks)
         self.selections: list[TokenSelection] = []
         self._grids: list[list[int]] | None = None  # of the pass that is running
-        self._kept: Tensor | None = None  # (sum of N',) of that pass, places in window order
+        # Of that pass: (N,) place in window order of each token in raster order, and (sum of N',)
+        # those of the kept ones.
+        self._raster: Tensor | None = None
+        self._kept: Tensor | None = None
 
     def patch(self, handle: PruneHandle) -> None:
         visual, output = self.visual, self.output_layer
@@ -54,7 +58,9 @@ class PrunedTower:
             # many tokens each of its windows keeps, only the device knows.
             handle.wrap_forward(visual.blocks[-1], self._wrap_last_block)
             scored -= {output}
-        self.capture = AttentionCapture({n: _scored(visual.blocks[n - 1].attn) for n in scored})
+        self.capture = AttentionCapture(
+            {n: scored_layer(visual.blocks[n - 1].attn) for n in scored}
+        )
         handle.on_remove(self.capture.remove)
         self._forward, self._merge = visual.forward, visual.merger.forward
         self._permute = visual.permute_input_for_window_attn
@@ -81,13 +87,15 @@ class PrunedTower:
                 with self.capture.recording():
                     return original(hidden_states, grid_thw, **kwargs)
             finally:
-                self._grids = self._kept = None
+                self._grids = self._kept = self._raster = None
 
         return forward
 
     def permute(self, input_tensor: Tensor, window_index: Tensor, **kwargs: Any) -> Tensor:
         """The tower's own method; the order of its windows is noted on the way."""
-        self._window_index = window_index
+        if self._grids is not None and self._raster is None:
+            # Ahead of the first block: the index comes from the host, and copying it waits.
+            self._raster = torch.argsort(window_index.to(input_tensor.device))
         return self._permute(input_tensor, window_index, **kwargs)
 
     def _wrap_last_block(self, original: Any) -> Any:
@@ -97,30 +105,25 @@ class PrunedTower:
         self,
         original: Any,
         hidden_states: Tensor,
-        cu_seqlens: Tensor,
-        position_embeddings: Any,
-        **others: Any,
+        **arguments: Any,
     ) -> Tensor:
         """(4 N, C_v) in window order -> (4 sum of N', C_v), the kept in raster order.
 
         Queries, keys and values of all, and with them the scores; the rest for kept tokens alone.
         """
+        if self._grids is None:  # somebody's own call
+            return original(hidden_states, **arguments)
         block = self.visual.blocks[-1]
         attention = block.attn
         qkv = attention.qkv(block.norm1(hidden_states))
-        query, key, value = _rotated(attention, qkv, position_embeddings)  # (H, 4 N, D)
-        score = received_attention_packed(query, key, cu_seqlens, attention.scaling)
+        query, key, value = rotated(attention, qkv, arguments["position_embeddings"])
+        score = received_attention_packed(query, key, arguments["cu_seqlens"], attention.scaling)
         self._choose({**self.capture.scores(), self.output_layer: score})
 
         unit = self.visual.spatial_merge_unit
-        if len(self._kept) == len(self._window_index):
+        if len(self._kept) == len(self._raster):
             # Nothing is dropped: the block as it is, so that nothing changes by a rounding either.
-            hidden = original(
-                hidden_states,
-                cu_seqlens=cu_seqlens,
-                position_embeddings=position_embeddings,
-                **others,
-            )
+            hidden = original(hidden_states, **arguments)
             return hidden.unflatten(0, (-1, unit))[self._kept.to(hidden.device)].flatten(0, 1)
         patches = self._kept.unsqueeze(1) * unit + torch.arange(unit, device=self._kept.device)
         patches = patches.flatten().to(qkv.device)  # (4 sum of N',)
@@ -151,8 +154,14 @@ class PrunedTower:
         if self._grids is None:
             return self._merge(hidden)  # somebody's own call
         if self._kept is None:
+            scores = self.capture.scores()
+            if self.output_layer not in scores:
+                raise HiPruneError(
+                    f"layer {self.output_layer}: the last block's forward was replaced after "
+                    "HiPrune was applied and did not run; accepted is the block that was patched"
+                )
             unit = self.visual.spatial_merge_unit
-            self._choose(self.capture.scores())
+            self._choose(scores)
             groups = hidden.view(-1, unit, hidden.shape[-1])  # (N, 4, C_v)
             hidden = groups[self._kept.to(hidden.device)].flatten(0, 1)
         merged = self._merge(hidden)  # (sum of N', C)
@@ -163,7 +172,7 @@ class PrunedTower:
     def _choose(self, scores: dict[int, Tensor]) -> None:
         """Scores of patches in window order -> ``selections``, and where the kept tokens lie."""
         device = scores[self.output_layer].device
-        raster = torch.argsort(self._window_index.to(device))  # place of each token
+        raster = self._raster.to(device)
         object_scores, output_scores = (
             # 4 consecutive patches are one token: their mean, in raster order
             scores[number].to(device).view(-1, self.visual.spatial_merge_unit).mean(dim=1)[raster]
@@ -199,22 +208,3 @@ def flat_indices(selections: Sequence[TokenSelection]) -> Tensor:
         found.append((selection.indices + first.unsqueeze(1)).flatten())
         start += frames * tokens
     return torch.cat(found)
-
-
-def _rotated(attention: Any, qkv: Tensor, position_embeddings: Any) -> tuple[Tensor, ...]:
-    """(4 N, 3 C_v) -> queries and keys, rotated, and values, (H, 4 N, D) each."""
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
-
-    query, key, value = qkv.unflatten(-1, (3, attention.num_heads, -1)).unbind(1)  # (4 N, H, D)
-    query, key = qwen.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-    return query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
-
-
-def _scored(attention: Any) -> ScoredLayer:
-    """A Qwen2_5_VLVisionAttention: queries and keys out of its qkv, rotated, per segment."""
-
-    def score(qkv: Tensor, *, cu_seqlens: Tensor, position_embeddings: Any, **_: Any) -> Tensor:
-        query, key, _ = _rotated(attention, qkv, position_embeddings)
-        return received_attention_packed(query, key, cu_seqlens, attention.scaling)
-
-    return ScoredLayer(attention, (attention.qkv,), score)

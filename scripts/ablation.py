@@ -92,6 +92,7 @@ def report(settings: Settings) -> None:
 
     scores = scores_of(found, budget)
     if not scores(config()):
+        print("\nno table: the run with the default settings has not finished")
         return
     text = render(family, settings.checkpoint, budget, config, scores)
     file = settings.folder / "ablation.md"

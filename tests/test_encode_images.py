@@ -85,6 +85,30 @@ def test_qwen(attention, full_attention, retention, monkeypatch):
         close(features, whole[selection.indices[0]])
 
 
+@transformers_only
+def test_qwens_last_block_on_its_own_and_replaced(monkeypatch):
+    from qwen_models import inputs, load
+
+    model, arguments = load("sdpa"), inputs([1])
+    pixels, grid = arguments["pixel_values"], arguments["image_grid_thw"]
+    block = model.model.visual.blocks[-1]
+    hidden = torch.randn(16, model.model.visual.config.hidden_size)
+    head = block.attn.head_dim
+    own = {
+        "cu_seqlens": torch.tensor([0, 16]),
+        "position_embeddings": (torch.ones(16, head), torch.zeros(16, head)),
+    }
+    with torch.no_grad():
+        expected = block(hidden, **own)
+        with hiprune.prune(model, HiPruneConfig(0.3, object_layer=4)) as pruned:
+            assert torch.equal(block(hidden, **own), expected)  # somebody's own call
+            with monkeypatch.context() as patch:
+                patch.setattr(block, "forward", lambda hidden, **_: hidden)
+                with pytest.raises(HiPruneError, match="layer 8: the last block's forward was rep"):
+                    pruned.encode_images(pixels, grid)
+            assert len(pruned.encode_images(pixels, grid)) == 1
+
+
 @pytest.mark.skipif(not PACKAGE, reason="needs the `llava` package")
 @pytest.mark.parametrize("retention", [7, 36])
 def test_llava_package(tiny_llava, retention):

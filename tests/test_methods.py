@@ -7,6 +7,8 @@ import torch
 
 from hiprune import HiPruneConfig, HiPruneError, select_tokens
 from hiprune.chooser import TokenChooser
+from hiprune.config import FAMILIES
+from hiprune.environment import variables
 from hiprune.neighbours import SHAPES, neighbours
 
 COLUMNS, ROWS = 6, 5
@@ -155,6 +157,7 @@ def test_cls_keeps_the_most_attended_of_the_output_layer():
         ({"buffer": None}, "buffer=None: accepted is one of 'cross', 'square'"),
         ({"neighborhood": "torus"}, "neighborhood='torus': accepted is one of 'flat', 'grid'"),
         ({"registers": "no"}, "registers='no': accepted is one of True, False"),
+        ({"registers": 1}, "registers=1: accepted is one of True, False"),
         ({"seed": -1}, "seed=-1: accepted is an integer from 0"),
         ({"seed": 1.5}, "seed=1.5"),
         ({"method": "random", "buffer": "row"}, "buffer='row' with method='random': accepted"),
@@ -181,6 +184,19 @@ def test_the_variables():
     assert (config.method, config.seed) == ("random", 3)
     assert config.variant() == {"method": "random", "seed": 3}
     assert HiPruneConfig.from_env("llava", {}).variant() == {}
+
+
+def test_variables_that_exclude_each_other_are_named():
+    environ = {"HIPRUNE_METHOD": "cls", "HIPRUNE_BUFFER": "row"}
+    with pytest.raises(HiPruneError, match=r"^HIPRUNE_BUFFER='row' with HIPRUNE_METHOD='cls'"):
+        HiPruneConfig.from_env("llava", environ)
+
+
+def test_variables_and_configuration_are_two_spellings_of_one():
+    for fields in ({"method": "random", "seed": 3}, {"registers": False, "alpha": 0.3}):
+        config = HiPruneConfig(64, object_layer=5, **fields)
+        environ = variables(config, FAMILIES["llava"])
+        assert HiPruneConfig.from_env("llava", environ) == config
 
 
 @pytest.mark.parametrize(

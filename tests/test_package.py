@@ -154,3 +154,10 @@ def test_what_is_pinned_is_what_is_installed():
     # "2.13.0+cpu" is a build of 2.13.0.
     found = {name: metadata.version(name).split("+")[0] for name, _ in pins}
     assert found == dict(pins)
+
+
+def test_no_document_has_a_gap_left_to_fill():
+    files = subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert [name for name in files if "@@" in (ROOT / name).read_text(encoding="utf-8")] == []

@@ -76,6 +76,12 @@ def test_packed_segments_have_to_add_up(wrong):
         received_attention_packed(query, query, torch.tensor(wrong))
 
 
+def test_no_gradient_holds_the_map():
+    query, key = (heads(1, 2, 33, 16, seed=seed).requires_grad_() for seed in (1, 2))
+    assert not received_attention(query, key).requires_grad
+    assert not received_attention_packed(query[0], key[0], bounds([33])).requires_grad
+
+
 def test_equal_bits_for_equal_input():
     query, key = heads(2, 4, 200, 32, seed=1), heads(2, 4, 200, 32, seed=2)
     assert torch.equal(received_attention(query, key), received_attention(query, key))
@@ -112,6 +118,7 @@ def test_memory_grows_with_n_not_with_its_square(monkeypatch):
         (torch.rand(1, 2, 3, 4), torch.rand(1, 2, 3, 5), "key"),
         (torch.ones(1, 2, 3, 4, dtype=torch.long), torch.rand(1, 2, 3, 4), "query"),
         (torch.rand(1, 2, 3, 4), torch.rand(1, 2, 3, 4, device="meta"), "key"),
+        (torch.rand(1, 2, 3, 4), torch.rand(1, 2, 3, 4).half(), "key"),
     ],
 )
 def test_bad_input_is_named(query, key, name):

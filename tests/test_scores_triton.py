@@ -127,7 +127,7 @@ def test_without_triton_torch_computes_and_the_log_says_so_once(monkeypatch, cap
     triton_support._runs_on.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert not triton_support._runs_on(torch.device("cuda", 0), torch.float16)
+            assert not triton_support._runs_on(torch.device("cuda", 0), torch.float16, 64)
     triton_support._runs_on.cache_clear()
     (record,) = caplog.records
     assert "computed by torch on cuda:0" in record.getMessage()

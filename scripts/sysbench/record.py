@@ -42,7 +42,7 @@ def make_record(
     return {
         "title": f"{', '.join(title)}; {short_name(machine)}",
         "command": shlex.join(["python", "bench_sys.py", *argv]),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": settings,
         "versions": versions(),
         "hardware": machine,

@@ -1,0 +1,27 @@
+"""LLaVA-NeXT's views of one image: a base view, then a grid of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hiprune.selector import TokenSelection
+
+
+def merged_order(selection: TokenSelection, side: int, columns: int) -> Tensor:
+    """(N',) from view by view to: the base view, then the grid of views as one picture."""
+    views, per_view = selection.indices.shape
+    base = torch.arange(per_view, device=selection.indices.device)
+    row, column = selection.indices[1:] // side, selection.indices[1:] % side  # (V-1, N'/V)
+    view = torch.arange(views - 1, device=row.device).unsqueeze(1)
+    row = row + view // columns * side
+    column = column + view % columns * side
+    raster = row * (columns * side) + column  # place in the merged picture
+    return torch.cat([base, per_view + raster.flatten().argsort()])
+
+
+def max_views(pinpoints: Sequence[Sequence[int]], image_size: int) -> int:
+    """The most views under anyres: the largest grid of [width, height], plus the base view."""
+    return 1 + max((width // image_size) * (height // image_size) for width, height in pinpoints)
