@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hiprune.config import FAMILIES
+from hiprune.config import DEFAULT_ALPHA, FAMILIES
 
 DEFAULT = "default"
 ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -92,7 +92,13 @@ def all_fields(family: str) -> list[dict[str, object]]:
     """Every setting that a table or a sweep needs, each once, the default first."""
     found: list[dict[str, object]] = [{}]
     wanted = [row.fields for table in tables(family) for row in table.rows]
-    wanted += [{name: value} for name, values in sweeps(family).items() for value in values]
+    defaults = {"alpha": DEFAULT_ALPHA, "object_layer": FAMILIES[family].object_layer}
+    wanted += [
+        {name: value}
+        for name, values in sweeps(family).items()
+        for value in values
+        if value != defaults[name]
+    ]
     for fields in wanted:
         if fields not in found:
             found.append(fields)

@@ -23,7 +23,7 @@ from paper import UNPRUNED
 from tiny import TASKS, make_tiny
 
 from hiprune import HiPruneError
-from hiprune.config import FAMILIES
+from hiprune.config import DEFAULT_ALPHA, FAMILIES
 from hiprune.environment import variables
 
 
@@ -37,7 +37,9 @@ def plan(settings: Settings) -> list[Run]:
         name = setting = UNPRUNED
         environment = {}
         if budget != UNPRUNED:
-            name = f"N' = {budget}" + (" N" if "." in budget else "")
+            name = ", ".join(
+                [f"N' = {budget}" + (" N" if "." in budget else ""), *_changed(settings)]
+            )
             setting = f"retention-{budget}_alpha-{alpha:g}_layer-{layer}{variant}"
             config = replace(settings.config, retention=number(budget))
             environment |= variables(config, FAMILIES[settings.benchmark.family])
@@ -57,6 +59,14 @@ def plan(settings: Settings) -> list[Run]:
                 )
             )
     return runs
+
+
+def _changed(settings: Settings) -> list[str]:
+    """What a run's label says of settings that are not the family's defaults."""
+    config, family = settings.config, FAMILIES[settings.benchmark.family]
+    found = [] if config.alpha == DEFAULT_ALPHA else [f"alpha {config.alpha:g}"]
+    found += [] if config.object_layer == family.object_layer else [f"layer {config.object_layer}"]
+    return found + [f"{name} {value}" for name, value in config.variant().items()]
 
 
 def number(budget: str) -> int | float:
