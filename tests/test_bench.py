@@ -108,7 +108,7 @@ def again(finished, folder):
 def test_an_interrupted_run(interrupted):
     status, output, seconds, children, alive, folders = interrupted
     assert status == 130
-    assert f"[1/2] N' = 17, {GOOD}: running" in output
+    assert f"[1/2] N' = 17, alpha 0.25, layer 7, {GOOD}: running" in output
     assert "interrupted; the same command goes on" in output
     assert "Traceback" not in output
     assert seconds < 15
@@ -120,12 +120,12 @@ def test_an_interrupted_run(interrupted):
 def test_a_failed_task_does_not_stop_the_others(finished):
     status, output, folders = finished
     assert status == 1
-    assert f"[1/2] N' = 17, {GOOD}: done" in output
-    assert f"[2/2] N' = 17, {BAD}: FAILED" in output
+    assert f"[1/2] N' = 17, alpha 0.25, layer 7, {GOOD}: done" in output
+    assert f"[2/2] N' = 17, alpha 0.25, layer 7, {BAD}: FAILED" in output
     assert folders == [GOOD, f"{BAD}.failed"]
     # Said once when it happens, and once more where the reader will look: at the end.
     last = output.splitlines()[-1]
-    assert last.startswith(f"FAILED N' = 17, {BAD}: ")
+    assert last.startswith(f"FAILED N' = 17, alpha 0.25, layer 7, {BAD}: ")
     assert f"not found: {BAD}" in last
 
 
@@ -154,8 +154,8 @@ def test_the_record_in_the_results(finished, folder):
 def test_started_again_it_tries_what_failed(again):
     status, output, (good, bad), (good_now, bad_now) = again
     assert status == 1
-    assert f"[1/2] N' = 17, {GOOD}: finished before" in output
-    assert f"[2/2] N' = 17, {BAD}: FAILED" in output
+    assert f"[1/2] N' = 17, alpha 0.25, layer 7, {GOOD}: finished before" in output
+    assert f"[2/2] N' = 17, alpha 0.25, layer 7, {BAD}: FAILED" in output
     assert good_now == good
     assert bad_now > bad
     assert "| 17" in output
