@@ -13,10 +13,9 @@ from dataclasses import replace
 
 from ablation_report import draw_sweeps, render, scores_of
 from ablation_settings import all_fields
-from bench import end_on_signals, number, plan, run_all
+from bench import end_on_signals, finished_tables, number, plan, run_all
 from bench_settings import Settings, read_settings
 from benchmarks import BENCHMARKS, Benchmark
-from make_tables import read_tables
 from paper import UNPRUNED, short_name
 from tiny import make_tiny
 
@@ -81,11 +80,7 @@ def main() -> int:
 def report(settings: Settings) -> None:
     """Print the tables; keep them, and the sweeps' picture, beside the runs."""
     family, budget = settings.benchmark.family, number(settings.budgets[0])
-    found = [
-        table
-        for table in read_tables(settings.folder)
-        if (int(table.limit) if table.limit else None) == settings.limit
-    ]
+    found = finished_tables(settings)
 
     def config(**fields: object) -> HiPruneConfig:
         return replace(settings.config, **fields)

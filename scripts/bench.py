@@ -18,7 +18,7 @@ import torch
 from bench_run import Run
 from bench_settings import Settings, read_settings
 from benchmarks import BENCHMARKS
-from make_tables import read_tables, render
+from make_tables import Table, read_tables, render
 from paper import UNPRUNED
 from tiny import TASKS, make_tiny
 
@@ -159,16 +159,20 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def print_tables(settings: Settings) -> None:
-    """The tables of all that has finished with these settings, also kept as a file."""
-    folder = settings.folder
-    if not folder.is_dir():
-        return
-    tables = [
+def finished_tables(settings: Settings) -> list[Table]:
+    """Of all finished runs of this checkpoint with this limit."""
+    if not settings.folder.is_dir():
+        return []
+    return [
         table
-        for table in read_tables(folder)
+        for table in read_tables(settings.folder)
         if (int(table.limit) if table.limit else None) == settings.limit
     ]
+
+
+def print_tables(settings: Settings) -> None:
+    """The tables of all that has finished with these settings, also kept as a file."""
+    folder, tables = settings.folder, finished_tables(settings)
     config = settings.config
     wanted = (config.alpha, config.object_layer, config.variant())
     ours = [t for t in tables if (t.alpha, t.object_layer, t.variant) in (wanted, (None, None, {}))]

@@ -10,7 +10,8 @@ from tiny_llava import family_settings
 from tiny_qwen import CHAT_TEMPLATE
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-from tiny_train.architecture import LlavaTrainee, Trainee
+from tiny_train.llava import LlavaTrainee
+from tiny_train.trainee import Trainee
 
 
 def export(trainee: Trainee, directory: Path) -> Path:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
-from tiny_train.architecture import COLUMNS, Trainee, make_trainee
+from tiny_train.architecture import make_trainee
 from tiny_train.batches import HELD_OUT, IGNORED, Batch, Steps
 from tiny_train.questions import KINDS
+from tiny_train.trainee import COLUMNS, Trainee
 
 STATE = "training.pt"
 CURVE = "curve.jsonl"
