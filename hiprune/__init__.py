@@ -3,6 +3,7 @@
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
+from hiprune.maps import received_attention_maps
 from hiprune.patching import apply, prune
 from hiprune.scores import received_attention
 from hiprune.selector import TokenSelection, select_tokens
@@ -16,5 +17,6 @@ __all__ = [
     "apply",
     "prune",
     "received_attention",
+    "received_attention_maps",
     "select_tokens",
 ]

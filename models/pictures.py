@@ -1,0 +1,131 @@
+"""One picture for transformers' LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL: its pixels, and where on it
+the tokens lie that the vision tower makes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hiprune.models import llava_hf
+from torch import Tensor
+
+from hiprune.errors import HiPruneError
+from hiprune.images import pad_to_square
+from hiprune.token_grids import (
+    Box,
+    TokenGrid,
+    anyres_grids,
+    cropped_box,
+    padded_box,
+    single_grid,
+    whole_box,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a model needs to see one image, and how its tokens lie on it.
+
+    Attributes:
+        pixels, sizes: arguments of :meth:`hiprune.PruneHandle.encode_images`.
+        grids: of the image's tokens; LLaVA-NeXT has two (base view, grid of views).
+        tower: the vision tower, an argument of :func:`hiprune.maps.received_attention_maps`.
+        tower_inputs: its other arguments.
+        output_layer: the layer, counted from 1, that the features come from.
+    """
+
+    pixels: Tensor
+    sizes: Tensor | None
+    grids: list[TokenGrid]
+    tower: Any
+    tower_inputs: dict[str, Tensor]
+    output_layer: int
+
+
+def picture(model: Any, image_processor: Any, image: Image, *, pad: bool = True) -> Picture:
+    """Process an image as the model's evaluations do.
+
+    Args:
+        model: a LlavaForConditionalGeneration, LlavaNextForConditionalGeneration or
+            Qwen2_5_VLForConditionalGeneration of transformers.
+        image_processor: the model's.
+        image: in any mode.
+        pad: of LLaVA-1.5: pad to a square, as the original does (and the paper's numbers need);
+            False: what the processor does by itself, which is to crop the centre.
+
+    Raises:
+        HiPruneError: a processor that does something else.
+    """
+    image = image.convert("RGB")
+    if hasattr(model.model, "visual"):
+        return _qwen(model, image_processor, image)
+    if llava_hf.family(model) == "llava_next":
+        return _llava_next(model, image_processor, image)
+    return _llava(model, image_processor, image, pad)
+
+
+def _llava(model: Any, processor: Any, image: Image, pad: bool) -> Picture:
+    pad = pad or bool(getattr(processor, "do_pad", False))
+    seen = pad_to_square(image, processor.image_mean) if pad else image
+    left, top, right, bottom = _box_in_seen(processor, seen.size)
+    margin_left, margin_top = padded_box(image.size)[:2] if pad else (0, 0)
+    box = (left + margin_left, top + margin_top, right + margin_left, bottom + margin_top)
+    pixels = processor(images=seen, return_tensors="pt")["pixel_values"]  # (1, 3, S, S)
+    tower, columns = _tower(model)
+    name = "padded to a square" if pad else "centre crop"
+    grid = single_grid(
+        columns, columns, box, name if min(image.size) < max(image.size) else "image"
+    )
+    return Picture(pixels, None, [grid], tower, {}, _output_layer(model))
+
+
+def _box_in_seen(processor: Any, size: tuple[int, int]) -> Box:
+    """What a CLIP processor leaves of an image of (width, height): resized, its centre cut out."""
+    resize, crop = processor.size, processor.crop_size
+    if processor.do_resize and "shortest_edge" in resize and processor.do_center_crop:
+        return cropped_box(size, resize["shortest_edge"], (crop["width"], crop["height"]))
+    raise HiPruneError(
+        f"image processor: do_resize={processor.do_resize}, do_center_crop="
+        f"{processor.do_center_crop}, size={dict(resize)}; accepted is one that resizes the "
+        "shortest edge and crops the centre"
+    )
+
+
+def _llava_next(model: Any, processor: Any, image: Image) -> Picture:
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+    inputs = processor(images=image, return_tensors="pt")
+    tower, columns = _tower(model)
+    side = tower.config.image_size
+    views = get_anyres_image_grid_shape(
+        inputs["image_sizes"][0], model.config.image_grid_pinpoints, side
+    )
+    pixels = inputs["pixel_values"]  # (1, V, 3, S, S)
+    grids = anyres_grids(image.size, tuple(map(int, views)), side, columns)
+    return Picture(pixels, inputs["image_sizes"], grids, tower, {}, _output_layer(model))
+
+
+def _qwen(model: Any, processor: Any, image: Image) -> Picture:
+    inputs = processor(images=image, return_tensors="pt")
+    tower, grid_thw = model.model.visual, inputs["image_grid_thw"]
+    _, rows, columns = (int(length) for length in grid_thw[0])
+    merge = tower.spatial_merge_size
+    grid = single_grid(rows // merge, columns // merge, whole_box(image.size))
+    more = {"grid_thw": grid_thw}
+    return Picture(inputs["pixel_values"], grid_thw, [grid], tower, more, len(tower.blocks))
+
+
+def _tower(model: Any) -> tuple[Any, int]:
+    """The CLIP tower of a LLaVA, and c."""
+    tower = model.model.vision_tower
+    return tower, tower.config.image_size // tower.config.patch_size
+
+
+def _output_layer(model: Any) -> int:
+    """Of a LLaVA, counted from 1; ``vision_feature_layer`` -1 is the last layer."""
+    layers = model.model.vision_tower.config.num_hidden_layers
+    return model.config.vision_feature_layer % (layers + 1)
