@@ -7,18 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_settings import AblationTable, sweeps, tables
-from benchmarks import COLUMNS
-from make_tables import MISSING, Table, align
-from paper import PAPER, short_name
+from ablation_settings import AblationTable, tables
+from columns import is_averaged, title_of
+from paper import PAPER, PRINTED, short_name
+from table_markdown import align
+from table_runs import Table
+from table_sheet import MISSING
 
 from hiprune import HiPruneConfig
 
 PAPER_FILE = PAPER / "ablations_llava_1_5_7b_192.csv"
+PAPER_COLUMNS = ("GQA", "MME", "POPE", "VizWiz")
 PAPER_MODELS = {("llava-v1.5-7b", 192), ("llava-1.5-7b-hf", 192)}
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's
 
-# Task -> score of the run with these fields; None where it has not finished.
+# Key of a column -> score of the run with these fields; None where it has not finished.
 Scores = Callable[[HiPruneConfig], dict[str, float] | None]
 
 
@@ -26,20 +29,29 @@ def scores_of(found: Sequence[Table], budget: int | float) -> Scores:
     """Looks a configuration up among the tables of finished runs."""
 
     def look_up(config: HiPruneConfig) -> dict[str, float] | None:
-        for table in found:
-            key = (table.alpha, table.object_layer, table.variant)
-            if key == (config.alpha, config.object_layer, config.variant()):
-                return table.rows.get(budget)
-        return None
+        table = table_of(found, config)
+        return table.rows.get(budget) if table else None
 
     return look_up
 
 
+def table_of(found: Sequence[Table], config: HiPruneConfig) -> Table | None:
+    """The finished runs with a configuration, of any budget; None where there are none."""
+    for table in found:
+        key = (table.alpha, table.object_layer, table.variant)
+        if key == (config.alpha, config.object_layer, config.variant()):
+            return table
+    return None
+
+
 def average(row: dict[str, float] | None, base: dict[str, float] | None) -> float | None:
-    """Mean over the tasks of 100 * score / the base's; None where a task is missing."""
-    if not row or not base or row.keys() != base.keys() or not all(base.values()):
+    """Mean over the averaged columns of 100 * score / the base's; None where one is missing."""
+    if not row or not base or row.keys() != base.keys():
         return None
-    return sum(100 * row[task] / base[task] for task in base) / len(base)
+    counted = [key for key in base if is_averaged(key)]
+    if not counted or not all(base[key] for key in counted):
+        return None
+    return sum(100 * row[key] / base[key] for key in counted) / len(counted)
 
 
 def render(
@@ -52,12 +64,13 @@ def render(
         scores: of :func:`scores_of`.
     """
     base = scores(config()) or {}
-    paper = _paper() if (short_name(checkpoint), budget) in PAPER_MODELS else {}
+    paper = paper_scores() if (short_name(checkpoint), budget) in PAPER_MODELS else {}
     blocks = [
         f"### {short_name(checkpoint)}, N' = {budget}: the paper's ablations",
         *(_one(table, base, paper, config, scores) for table in tables(family)),
-        "avg % is the mean of 100 * score / the default's score. A dash: not run, or not printed "
-        "in the paper.",
+        "avg % is the mean of 100 * score / the default's score"
+        + (f", ours over {_listed(base)}; the paper's as it prints it, over all four" * bool(paper))
+        + ". A dash: not run, or not printed in the paper.",
     ]
     return "\n\n".join(blocks)
 
@@ -70,7 +83,7 @@ def _one(
     scores: Scores,
 ) -> str:
     tasks = list(base)
-    titles = [COLUMNS[task].title if task in COLUMNS else task for task in tasks]
+    titles = [title_of(task) for task in tasks]
     header = [f"Table {table.number}: {table.about}", "", *titles, "avg %"]
     lines = [header, ["---"] * len(header)]
     for row in table.rows:
@@ -78,7 +91,7 @@ def _one(
         lines.append([row.title, "ours", *_cells(found, tasks), _percent(average(found, base))])
         printed = paper.get((table.number, row.paper))
         if printed:
-            lines.append(["", "paper", *_cells(printed, titles), _percent(printed["avg"])])
+            lines.append(["", "paper", *_cells(printed, titles), _percent(printed[PRINTED])])
     return "\n".join(align(lines))
 
 
@@ -90,34 +103,42 @@ def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{value:.1f}"
 
 
-def _paper() -> dict[tuple[str, str], dict[str, float]]:
+def _listed(scores: dict[str, float]) -> str:
+    return ", ".join(title_of(key) for key in scores if is_averaged(key))
+
+
+def paper_scores() -> dict[tuple[str, str], dict[str, float]]:
     """(table, setting) -> the paper's printed scores, and its printed average."""
     with open(PAPER_FILE, newline="", encoding="utf-8") as file:
         return {
             (row["table"], row["setting"]): {
-                **{name: float(row[name]) for name in ("GQA", "MME", "POPE", "VizWiz")},
-                "avg": float(row["avg_printed_%(vs default)"]),
+                **{name: float(row[name]) for name in PAPER_COLUMNS},
+                PRINTED: float(row["avg_printed_%(vs default)"]),
             }
             for row in csv.DictReader(file)
         }
 
 
 def draw_sweeps(
-    family: str,
+    swept: dict[str, tuple],
     title: str,
     unpruned: dict[str, float] | None,
     config: Callable[..., Any],
     scores: Scores,
     file: Path,
 ) -> bool:
-    """A panel a field: % of the unpruned model over its values. False: nothing to draw."""
+    """A panel a field: % of the unpruned model over its values. False: nothing to draw.
+
+    Args:
+        swept: field -> values, of :func:`ablation_settings.sweeps`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     panels = {}
-    for name, values in sweeps(family).items():
+    for name, values in swept.items():
         points = [(v, average(scores(config(**{name: v})), unpruned)) for v in values]
         panels[name] = [(value, score) for value, score in points if score is not None]
     if not any(panels.values()):

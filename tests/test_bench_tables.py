@@ -53,12 +53,12 @@ def write_results(folder, score, budget, config):
 
 def test_the_table_is_of_the_settings_of_this_call(finished):
     lines = finished(0.25, RETENTIONS="64 unpruned", HIPRUNE_ALPHA="0.5")
-    assert "|64|ours|25.0|100.0|9.0|" in lines
+    assert "|64|ours|25.0|100.0|1|–|9.0|" in lines
     lines = finished(0.125, RETENTIONS="128", HIPRUNE_ALPHA="0.75")
-    assert "|128|ours|12.5|50.0|9.0|" in lines and "|unpruned|ours|25.0|100.0|9.0|" in lines
+    assert "|128|ours|12.5|50.0|1|–|9.0|" in lines and "|unpruned|ours|25.0|100.0|1|–|9.0|" in lines
     assert not any(line.startswith("|64|") for line in lines)
 
 
 def test_the_unpruned_row_is_shown_beside_runs_of_other_settings(finished):
     finished(0.25, HIPRUNE_RETENTION="64", HIPRUNE_ALPHA="0.5")
-    assert "|unpruned|ours|50.0|100.0|9.0|" in finished(0.5, RETENTIONS="unpruned")
+    assert "|unpruned|ours|50.0|100.0|1|–|9.0|" in finished(0.5, RETENTIONS="unpruned")

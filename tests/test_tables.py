@@ -1,138 +1,113 @@
 """make_tables on results files written here: units, averages, the paper's rows, what is kept apart.
 
-Every expected number is worked out from the values below or from the paper's CSV, read anew.
+Every expected number is worked out from the values written, or from the paper's CSV, read anew.
 """
 
-import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from make_tables import MISSING, read_tables, render
+from make_tables import read_tables, render
+from table_logs import (
+    CHECKPOINT,
+    ROOT,
+    SCORES,
+    TITLES,
+    Logs,
+    in_the_csv,
+    numbers,
+    parse_markdown,
+)
+from table_sheet import MISSING
 
-ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT = "liuhaotian/llava-v1.5-7b"
-# lmms-eval's metrics, in lmms-eval's units, and the cell that they become.
-SCORES = {
-    "gqa": ({"exact_match,none": 0.5914, "exact_match_stderr,none": 0.01}, "59.1"),
-    "mme": ({"mme_cognition_score,none": 312.5, "mme_perception_score,none": 1502.25}, "1814.8"),
-    "pope": ({"pope_accuracy,none": 0.5, "pope_f1_score,none": 0.8612}, "86.1"),
-    "scienceqa_img": ({"exact_match,none": 0.6886}, "68.9"),
-    "vizwiz_vqa_val": ({"exact_match,none": 0.545, "submission,none": None}, "54.5"),
-}
-TITLES = ["GQA", "MME", "POPE", "SQA_IMG", "VizWiz"]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Write one run's results file, in lmms-eval's shape."""
-
-    def write(task, metrics, budget=None, folder=None, **changes):
-        record = {
-            "pruned": budget is not None,
-            "retention": budget,
-            "alpha": None if budget is None else changes.get("alpha", 0.1),
-            "object_layer": None if budget is None else changes.get("object_layer", 9),
-            "checkpoint": changes.get("checkpoint", CHECKPOINT),
-            "images": changes.get("images", 10),
-            "visual_tokens_per_image": changes.get("tokens", 576.0 if budget is None else budget),
-        }
-        result = {
-            "results": {task: {"alias": task, "samples": 9, **metrics}},
-            "config": {"limit": changes.get("limit")},
-            "date": changes.get("date", "20260102_030405"),
-            "hiprune": record,
-        }
-        path = tmp_path / "logs" / (folder or str(len(list(tmp_path.rglob("*_results.json")))))
-        path.mkdir(parents=True)
-        (path / "20260102_030405_results.json").write_text(json.dumps(result))
-
-    return write
+LAST = ["avg %", "columns", "tokens in the LLM"]
 
 
 @pytest.fixture
-def tables(tmp_path):
-    """The rendered tables as rows of cells, and all lines that are no row."""
-
-    def read():
-        found = []
-        for text in map(render, read_tables(tmp_path / "logs")):
-            lines = text.splitlines()
-            rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
-            rows = [[cell.strip() for cell in row] for row in rows]
-            assert set("".join(rows.pop(1))) == {"-"}
-            assert len({len(row) for row in rows}) == 1
-            found.append((rows, [line for line in lines if line and not line.startswith("|")]))
-        return found
-
-    return read
+def logs(tmp_path):
+    return Logs(tmp_path / "logs")
 
 
-def in_the_csv(table, **chosen):
-    """Column -> number of the only row that has these values."""
-    with open(ROOT / "results" / "paper" / table, newline="") as file:
-        (row,) = (
-            row
-            for row in csv.DictReader(file)
-            if all(row[column] == value for column, value in chosen.items())
-        )
-    return {column: float(value) for column, value in row.items() if column in TITLES and value}
+@pytest.fixture
+def tables(logs):
+    """The plain tables as rows of cells, and all lines that are no row."""
+    return lambda: [parse_markdown(render(table))[0] for table in read_tables(logs.folder)]
 
 
-def test_units_order_and_tokens(write, tables):
+def of(kind, rows):
+    return [row for row in rows if row[1] == kind]
+
+
+def test_units_order_and_tokens(logs, tables):
     for task, (metrics, _) in reversed(SCORES.items()):
-        write(task, metrics, budget=64, tokens=64.0)
-        write(task, metrics, budget=192, tokens=192.0)
-        write(task, metrics)
+        logs.write(task, metrics, 50, tokens=50.0, checkpoint="me/mine")
+        logs.write(task, metrics, 200, tokens=200.0, checkpoint="me/mine")
+        logs.write(task, metrics, checkpoint="me/mine")
     ((rows, notes),) = tables()
     cells = [cell for _, cell in SCORES.values()]
-    assert rows[0] == ["tokens", "", *TITLES, "avg %", "tokens in the LLM"]
-    ours = [row for row in rows if row[1] == "ours"]
-    assert ours == [
-        ["unpruned", "ours", *cells, "100.0", "576.0"],
-        ["192", "ours", *cells, "100.0", "192.0"],
-        ["64", "ours", *cells, "100.0", "64.0"],
+    assert rows == [
+        ["tokens", "", *TITLES, *LAST],
+        ["unpruned", "ours", *cells, "100.0", "5", "576.0"],
+        ["200", "ours", *cells, "100.0", "5", "200.0"],
+        ["50", "ours", *cells, "100.0", "5", "50.0"],
     ]
-    assert notes[0] == "### llava-v1.5-7b"
+    assert notes[0] == "### mine"
     assert notes[1].startswith("alpha = 0.1, object layer 9; ")
 
 
-def test_the_average_is_of_each_tasks_percentage(write, tables):
-    write("pope", {"pope_f1_score,none": 0.8})
-    write("gqa", {"exact_match,none": 0.5})
-    write("pope", {"pope_f1_score,none": 0.6}, budget=128)
-    write("gqa", {"exact_match,none": 0.45}, budget=128)
+def test_the_average_is_of_each_tasks_percentage(logs, tables):
+    logs.write("pope", {"pope_f1_score,none": 0.8})
+    logs.write("gqa", {"exact_match,none": 0.5})
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 128)
+    logs.write("gqa", {"exact_match,none": 0.45}, 128)
     ((rows, _),) = tables()
-    assert ["128", "ours", "45.0", "60.0", f"{(90 + 75) / 2:.1f}", "128.0"] in rows
+    average = (90 + 75) / 2
+    assert ["128", "ours", "45.0", "60.0", f"{average:.1f}", "2", MISSING, "128.0"] in rows
+    # The paper's, over the same two columns, beside the average that it prints over all.
+    base = in_the_csv("llava_1_5_7b.csv", tokens="576")
+    paper = in_the_csv("llava_1_5_7b.csv", tokens="128", method="HiPrune")
+    theirs = sum(100 * float(paper[c]) / float(base[c]) for c in ("GQA", "POPE")) / 2
+    printed = paper["avg_printed_%"]
+    assert [
+        "",
+        "paper",
+        paper["GQA"],
+        paper["POPE"],
+        f"{theirs:.1f}",
+        "2",
+        printed,
+        MISSING,
+    ] in rows
+    gqa, pope = 45 - float(paper["GQA"]), 60 - float(paper["POPE"])
+    difference = [f"{d:+.1f}" for d in (gqa, pope, average - theirs)]
+    assert ["", "difference", *difference, "2", MISSING, MISSING] in rows
 
 
-def test_missing_cells(write, tables):
-    """A task that has not finished leaves a dash, and the average is that of what the row shows."""
-    write("pope", {"pope_f1_score,none": 0.8})
-    write("gqa", {"exact_match,none": 0.5})
-    write("pope", {"pope_f1_score,none": 0.6}, budget=128)
-    write("vizwiz_vqa_val", {"exact_match,none": 0.5}, budget=64)
-    write("pope", {"pope_f1_score,none": 0.4}, budget=64)
+def test_missing_cells(logs, tables):
+    """A task that has not finished leaves a dash, and the count says what an average is over."""
+    logs.write("pope", {"pope_f1_score,none": 0.8}, checkpoint="me/mine")
+    logs.write("gqa", {"exact_match,none": 0.5}, checkpoint="me/mine")
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 128, checkpoint="me/mine")
+    logs.write("vizwiz_vqa_val", {"exact_match,none": 0.5}, 64, checkpoint="me/mine")
     ((rows, _),) = tables()
-    ours = {row[0]: row[2:6] for row in rows if row[1] == "ours"}
-    assert ours["128"] == [MISSING, "60.0", MISSING, "75.0"]
-    # VizWiz has no unpruned score: an average of POPE alone would pass for one of both.
-    assert ours["64"] == [MISSING, "40.0", "50.0", MISSING]
-    assert ours["unpruned"] == ["50.0", "80.0", MISSING, "100.0"]
+    ours = {row[0]: row[2:7] for row in of("ours", rows)}
+    assert ours["unpruned"] == ["50.0", "80.0", MISSING, "100.0", "2"]
+    assert ours["128"] == [MISSING, "60.0", MISSING, "75.0", "1"]
+    # VizWiz has no unpruned score that it could be a percentage of.
+    assert ours["64"] == [MISSING, MISSING, "50.0", MISSING, MISSING]
 
 
-def test_without_an_unpruned_row_there_is_no_average(write, tables):
-    write("pope", {"pope_f1_score,none": 0.6}, budget=128)
+def test_without_an_unpruned_row_there_is_no_average(logs, tables):
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 128, checkpoint="me/mine")
     ((rows, _),) = tables()
-    assert rows[1] == ["128", "ours", "60.0", MISSING, "128.0"]
+    assert rows[1] == ["128", "ours", "60.0", MISSING, MISSING, "128.0"]
 
 
-def test_the_unpruned_row_alone(write, tables):
-    write("pope", {"pope_f1_score,none": 0.6})
+def test_the_unpruned_row_alone(logs, tables):
+    logs.write("pope", {"pope_f1_score,none": 0.6}, checkpoint="me/mine")
     ((rows, notes),) = tables()
-    assert rows[1] == ["unpruned", "ours", "60.0", "100.0", "576.0"]
+    assert rows[1] == ["unpruned", "ours", "60.0", "100.0", "1", "576.0"]
     assert not any("alpha" in note for note in notes)
 
 
@@ -145,98 +120,146 @@ def test_the_unpruned_row_alone(write, tables):
         ("x/llava-v1.6-vicuna-13b", "llava_13b.csv", "LLaVA-NeXT-13B", "vanilla", (320,)),
     ],
 )  # fmt: skip
-def test_the_papers_rows_under_ours(write, tables, checkpoint, table, model, full, budgets):
-    for task, (metrics, _) in SCORES.items():
-        write(task, metrics, checkpoint=checkpoint)
-        for budget in budgets:
-            write(task, metrics, budget=budget, checkpoint=checkpoint)
+def test_the_papers_rows_under_ours(logs, tables, checkpoint, table, model, full, budgets):
+    logs.write_all(None, *budgets, checkpoint=checkpoint)
     ((rows, notes),) = tables()
-
     named = {"model": model} if model else {}
-    base = in_the_csv(table, method=full, **named)
+    base = numbers(in_the_csv(table, method=full, **named), TITLES)
     below = dict(zip([row[0] for row in rows], rows[1:], strict=False))
-
-    def paper_row(scores, base):
-        cells = [f"{scores[title]:.1f}" if title in scores else MISSING for title in TITLES]
-        percent = [100 * scores[title] / base[title] for title in scores]
-        return ["", "paper", *cells, f"{sum(percent) / len(percent):.1f}", MISSING]
-
-    on_val = base | {"VizWiz": 54.3} if checkpoint == CHECKPOINT else base
-    assert below["unpruned"] == paper_row(base, on_val)
+    average = rows[0].index("avg %")
     for budget in budgets:
-        scores = in_the_csv(table, method="HiPrune", tokens=str(budget), **named)
-        assert below[str(budget)] == paper_row(scores, on_val)
+        printed = in_the_csv(table, method="HiPrune", tokens=str(budget), **named)
+        scores = numbers(printed, TITLES)
+        cells = [f"{scores[title]:.1f}" if title in scores else MISSING for title in TITLES]
+        row = rows[rows.index(next(r for r in rows if r[0] == str(budget))) + 1]
+        assert row[1 : 2 + len(TITLES)] == ["paper", *cells]
+        on_val = base | {"VizWiz": 54.3} if checkpoint == CHECKPOINT else base
+        percent = [100 * scores[title] / on_val[title] for title in scores]
+        assert row[average] == f"{sum(percent) / len(percent):.1f}"
+        assert row[rows[0].index("columns")] == str(len(percent))
+    assert below["unpruned"][1] == "paper"
     assert any("VizWiz" in note and "54.3" in note for note in notes) == (checkpoint == CHECKPOINT)
+    assert ("avg %, VizWiz of 50.0" in rows[0]) == (checkpoint == CHECKPOINT)
 
 
-def test_no_paper_row_where_the_paper_has_none(write, tables):
-    write("pope", {"pope_f1_score,none": 0.6}, budget=100)
-    write("pope", {"pope_f1_score,none": 0.6}, budget=192, checkpoint="me/llava-mine")
+def test_no_paper_row_where_the_paper_has_none(logs, tables):
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 100)
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 192, checkpoint="me/llava-mine")
+    logs.write("other_task", {"score,none": 0.6}, 192, checkpoint="x/llava-v1.5-13b")
     for rows, notes in tables():
         assert [row[1] for row in rows[1:]] == ["ours"]
-        assert not any("VizWiz" in note for note in notes)
+        assert not any("aper" in note for note in notes)
 
 
-def test_an_unknown_task_keeps_its_own_unit(write, tables):
+def test_an_unknown_task_keeps_its_own_unit(logs, tables):
     metrics = {"samples": 7, "score_stderr,none": 0.1, "by_kind,none": {"a": 1}, "score,none": 3.25}
-    write("other_task", metrics, budget=64)
-    write("pope", SCORES["pope"][0], budget=64)
-    ((rows, _),) = tables()
+    logs.write("other_task", metrics, 64)
+    logs.write("pope", SCORES["pope"][0], 64)
+    ((rows, notes),) = tables()
     assert rows[0][2:4] == ["POPE", "other_task"]
     assert rows[1][2:4] == ["86.1", "3.2"]
+    assert "- other_task, ours: lmms-eval 0.7.3 `other_task`, its first number as it is" in notes
 
 
-def test_limits_do_not_mix(write, tables):
-    write("pope", {"pope_f1_score,none": 0.8})
-    write("pope", {"pope_f1_score,none": 0.4}, limit=8.0)
-    write("pope", {"pope_f1_score,none": 0.2}, budget=64, limit=8.0)
-    write("pope", {"pope_f1_score,none": 0.6}, budget=64)
+TINY = {
+    "existence_accuracy": 0.9, "existence_f1": 0.875, "colour": 0.8, "shape": 0.7, "count": 0.5,
+    "position": 0.4,
+}  # fmt: skip
+
+
+def test_one_task_fills_several_columns(logs, tables):
+    logs.write("hiprune_tiny", {f"{name},none": v for name, v in TINY.items()}, checkpoint="t/tiny")
+    half = {f"{name},none": value / 2 for name, value in TINY.items()}
+    half["position,none"] = TINY["position"]
+    logs.write("hiprune_tiny", half, 24, checkpoint="t/tiny")
+    ((rows, notes),) = tables()
+    titles = ["existence", "existence F1", "colour", "shape", "count", "position"]
+    assert rows[0][2:] == [*titles, "mean", *LAST]
+    mean = 100 * sum(v for name, v in TINY.items() if name != "existence_f1") / 5
+    scores = [f"{100 * value:.1f}" for value in TINY.values()]
+    assert rows[1] == ["unpruned", "ours", *scores, f"{mean:.1f}", "100.0", "5", "576.0"]
+    # Four at 50 % and one at 100 %: F1, of the same answers as the accuracy, is not counted.
+    assert rows[2][rows[0].index("avg %")] == "60.0"
+    assert rows[2][rows[0].index("mean")] == f"{(mean + TINY['position'] * 20) / 2:.1f}"
+    assert any("existence_f1" in note and "not in the averages" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"accuracy,none": 0.5}, {"pope_f1_score,none": None}, {"pope_f1_score,none": float("nan")}],
+)
+def test_results_without_the_metric_are_told_of(logs, tables, metrics):
+    logs.write("pope", metrics, 64)
+    logs.write("gqa", SCORES["gqa"][0], 64)
+    ((rows, notes),) = tables()
+    assert rows[0][2] == "GQA" and "POPE" not in rows[0]
+    assert "Ran, but the results hold no metric of the task's columns: `pope`." in notes
+
+
+def test_limits_do_not_mix(logs, tables):
+    for limit, full, pruned in ((None, 0.8, 0.6), (8.0, 0.4, 0.2)):
+        logs.write("pope", {"pope_f1_score,none": full}, limit=limit)
+        logs.write("pope", {"pope_f1_score,none": pruned}, 64, limit=limit)
     found = {any("LIMIT = 8 samples" in note for note in notes): rows for rows, notes in tables()}
-    assert [row[3] for row in found[True] if row[1] == "ours"] == ["100.0", "50.0"]
-    assert [row[3] for row in found[False] if row[1] == "ours"] == ["100.0", "75.0"]
+    assert [row[3] for row in of("ours, LIMIT 8", found[True])] == ["100.0", "50.0"]
+    assert [row[3] for row in of("ours", found[False])] == ["100.0", "75.0"]
+    assert of("difference", found[False]) and not of("difference", found[True])
 
 
-def test_other_settings_make_another_table_with_the_same_unpruned_row(write, tables):
-    write("pope", {"pope_f1_score,none": 0.8})
-    write("pope", {"pope_f1_score,none": 0.4}, budget=64)
-    write("pope", {"pope_f1_score,none": 0.6}, budget=64, alpha=0.25)
-    write("pope", {"pope_f1_score,none": 0.2}, budget=64, object_layer=7)
-    found = {notes[1].split(";")[0]: rows for rows, notes in tables()}
-    ours = {name: [row[2:4] for row in rows if row[1] == "ours"] for name, rows in found.items()}
+def test_other_settings_make_another_table_with_the_same_unpruned_row(logs, tables):
+    logs.write("pope", {"pope_f1_score,none": 0.8})
+    logs.write("pope", {"pope_f1_score,none": 0.4}, 64)
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 64, alpha=0.25)
+    logs.write("pope", {"pope_f1_score,none": 0.2}, 64, object_layer=7)
+    logs.write("pope", {"pope_f1_score,none": 0.1}, 64, variant={"buffer": "row"})
+    found = {notes[1].split("; avg")[0]: (rows, notes) for rows, notes in tables()}
+    ours = {name: [row[2:4] for row in of("ours", rows)] for name, (rows, _) in found.items()}
     assert ours == {
         "alpha = 0.1, object layer 9": [["80.0", "100.0"], ["40.0", "50.0"]],
         "alpha = 0.25, object layer 9": [["80.0", "100.0"], ["60.0", "75.0"]],
         "alpha = 0.1, object layer 7": [["80.0", "100.0"], ["20.0", "25.0"]],
+        "alpha = 0.1, object layer 9; buffer = row": [["80.0", "100.0"], ["10.0", "12.5"]],
     }
+    papers = "The paper's rows are of alpha = 0.1, object layer 9."
+    told = {name: papers in notes for name, (_, notes) in found.items()}
+    assert list(told.values()) == [False, True, True, False]
+    assert not of("paper", found["alpha = 0.1, object layer 9; buffer = row"][0])
 
 
 @pytest.mark.parametrize("budget", [None, 64])
-def test_the_newest_of_equal_runs_counts(write, tables, budget):
+def test_the_newest_of_equal_runs_counts(logs, tables, budget):
     score = {"pope_f1_score,none": 0.7}
-    write("pope", {"pope_f1_score,none": 0.1}, budget, folder="a", date="20260101_000000")
-    write("pope", score, budget, folder="b", date="20260301_000000")
-    write("pope", {"pope_f1_score,none": 0.3}, budget, folder="c", date="20260201_000000")
+    logs.write("pope", {"pope_f1_score,none": 0.1}, budget, folder="a", date="20260101_000000")
+    logs.write("pope", score, budget, folder="b", date="20260301_000000")
+    logs.write("pope", {"pope_f1_score,none": 0.3}, budget, folder="c", date="20260201_000000")
     ((rows, _),) = tables()
     assert rows[1][2] == "70.0"
 
 
 @pytest.mark.parametrize("state", ["running", "failed"])
-def test_only_finished_runs_count(write, tables, tmp_path, state):
+def test_only_finished_runs_count(logs, tables, state):
     """A run may have written its results, or half of them, before it failed or was interrupted."""
-    write("pope", {"pope_f1_score,none": 0.6}, budget=64, folder="pope")
-    write("gqa", {"exact_match,none": 0.5}, budget=64, folder=f"gqa.{state}/model")
-    (tmp_path / "logs" / f"mme.{state}").mkdir()
-    (tmp_path / "logs" / f"mme.{state}" / "20260102_030405_results.json").write_text('{"resu')
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 64, folder="pope", checkpoint="me/mine")
+    logs.write("gqa", {"exact_match,none": 0.5}, 64, folder=f"gqa.{state}/model")
+    (logs.folder / f"mme.{state}").mkdir()
+    (logs.folder / f"mme.{state}" / "20260102_030405_results.json").write_text('{"resu')
     ((rows, _),) = tables()
-    assert rows[0][2:-2] == ["POPE"]
+    assert rows[0][2:] == ["POPE", *LAST]
 
 
-def test_other_files_are_left_alone(write, tables, tmp_path):
-    write("pope", {"pope_f1_score,none": 0.6}, budget=64)
+def test_other_files_are_left_alone(logs, tables):
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 64)
     stock = {"results": {}, "config": {"limit": None}, "date": "20260101_000000"}
-    (tmp_path / "logs" / "stock_results.json").write_text(json.dumps(stock))
-    (tmp_path / "logs" / "notes.json").write_text("not JSON")
+    (logs.folder / "stock_results.json").write_text(json.dumps(stock))
+    (logs.folder / "notes.json").write_text("not JSON")
     assert len(tables()) == 1
+
+
+def test_tokens_are_averaged_over_all_images_of_a_row(logs, tables):
+    logs.write("pope", SCORES["pope"][0], 64, tokens=60.0, images=30)
+    logs.write("gqa", SCORES["gqa"][0], 64, tokens=64.0, images=10)
+    ((rows, _),) = tables()
+    assert rows[1][-1] == "61.0"
 
 
 def command_line(*arguments):
@@ -244,14 +267,28 @@ def command_line(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_from_the_command_line(write, tmp_path):
-    write("pope", {"pope_f1_score,none": 0.6}, budget=64)
-    write("pope", {"pope_f1_score,none": 0.6}, budget=320, checkpoint="x/llava-v1.6-vicuna-7b")
-    done = command_line(tmp_path / "logs")
+def test_from_the_command_line(logs, tmp_path):
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 64, checkpoint="me/mine")
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 320, checkpoint="x/llava-v1.6-vicuna-7b")
+    done = command_line(logs.folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "\n\n".join(map(render, read_tables(tmp_path / "logs"))) + "\n"
-    assert "### llava-v1.5-7b" in done.stdout
-    assert "### llava-v1.6-vicuna-7b" in done.stdout
+    (_, first), (_, second) = parse_markdown(done.stdout)
+    assert first[0] == "### Table 3: LLaVA-NeXT-7B (x/llava-v1.6-vicuna-7b)"
+    mine = next(t for t in read_tables(logs.folder) if t.checkpoint == "me/mine")
+    assert second[0] == "### mine" and done.stdout.endswith(f"\n\n{render(mine)}\n")
+    file = tmp_path / "all.md"
+    again = command_line(logs.folder, "--output", file)
+    assert (again.returncode, again.stdout, file.read_text()) == (0, "", done.stdout)
+
+
+def test_a_reader_that_stops_early(logs):
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 64)
+    command = [sys.executable, str(ROOT / "scripts" / "make_tables.py"), str(logs.folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # before the first line
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait(timeout=60) == 0
 
 
 def test_a_folder_without_results(tmp_path):
@@ -263,8 +300,16 @@ def test_a_folder_without_results(tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_tokens_are_averaged_over_all_images_of_a_row(write, tables):
-    write("pope", SCORES["pope"][0], budget=64, tokens=60.0, images=30)
-    write("gqa", SCORES["gqa"][0], budget=64, tokens=64.0, images=10)
-    ((rows, _),) = tables()
-    assert rows[1][-1] == "61.0"
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "5"], "argument --table: invalid choice: '5' (choose from"),
+        (["--format", "html"], "argument --format: invalid choice: 'html' (choose from"),
+        (["--output", "no/such/file.md"], "output='no/such/file.md': accepted is a file in"),
+        (["--output", "."], "output='.': accepted is a file in a folder that exists"),
+    ],
+)
+def test_arguments_that_are_not_accepted(logs, arguments, message):
+    done = command_line(logs.folder, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr

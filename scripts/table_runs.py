@@ -1,0 +1,96 @@
+"""Our scores, from the results files that finished runs of the bench scripts left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from columns import scores
+from paper import UNPRUNED
+
+
+@dataclass
+class Table:
+    """Our scores of one checkpoint with one alpha, l, variant of the method and limit.
+
+    Attributes:
+        alpha: None, like ``object_layer``, where nothing but the unpruned row has run.
+        limit: samples a task that the runs were cut to; None for whole benchmarks.
+        variant: what differs from the paper's method, as HiPruneConfig.variant tells it.
+        rows: "unpruned" or N' -> key of a column -> score in the paper's unit.
+        counts: the same -> task -> images, and visual tokens per image.
+        versions: of lmms-eval, as far as the runs say.
+        unread: tasks that ran but whose results hold no metric of their columns.
+    """
+
+    checkpoint: str
+    alpha: float | None
+    object_layer: int | None
+    limit: float | None
+    variant: dict[str, object] = field(default_factory=dict)
+    rows: dict[int | float | str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[int | float | str, dict[str, tuple[int, float]]] = field(default_factory=dict)
+    versions: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+
+    def tokens(self, budget: int | float | str) -> float | None:
+        """Visual tokens per image that reached the language model, over all tasks of a row."""
+        counts = self.counts.get(budget, {}).values()
+        images = sum(n for n, _ in counts)
+        return sum(n * tokens for n, tokens in counts) / images if images else None
+
+    @property
+    def settings(self) -> list[str]:
+        """Alpha, l and what else was set, as a reader is told of them."""
+        parts = []
+        if self.alpha is not None:
+            parts.append(f"alpha = {self.alpha:g}, object layer {self.object_layer}")
+        return [*parts, *(f"{name} = {value}" for name, value in self.variant.items())]
+
+
+def read_tables(logs: Path) -> list[Table]:
+    """All tables that the finished runs under ``logs`` make; the newest of equal runs counts."""
+    results = [
+        json.loads(path.read_text())
+        for path in sorted(logs.rglob("*_results.json"))
+        if not any(part.endswith((".running", ".failed")) for part in path.relative_to(logs).parts)
+    ]
+    results = sorted((r for r in results if "hiprune" in r), key=lambda r: r["date"])
+    tables: dict[tuple, Table] = {}
+    for result in results:
+        record = result["hiprune"]
+        if record["pruned"]:
+            variant = record.get("variant", {})
+            settings = (record["alpha"], record["object_layer"])
+            key = (*_run_key(result), *settings, *variant.items())
+            table = Table(record["checkpoint"], *settings, key[1], variant)
+            table = tables.setdefault(key, table)
+            _add(table, record["retention"], result)
+    baselines = [result for result in results if not result["hiprune"]["pruned"]]
+    for result in baselines:
+        mates = [table for key, table in tables.items() if key[:2] == _run_key(result)]
+        if not mates:  # nothing but the baseline has run so far
+            key = (*_run_key(result), None, None)
+            mates = [tables.setdefault(key, Table(key[0], None, None, key[1]))]
+        for table in mates:
+            _add(table, UNPRUNED, result)
+    return list(tables.values())
+
+
+def _run_key(result: dict) -> tuple:
+    return result["hiprune"]["checkpoint"], result["config"]["limit"]
+
+
+def _add(table: Table, budget: int | float | str, result: dict) -> None:
+    record = result["hiprune"]
+    for task, metrics in result["results"].items():
+        found = scores(task, metrics)
+        table.rows.setdefault(budget, {}).update(found)
+        if not found:
+            table.unread.add(task)
+        if record["images"]:
+            counted = (record["images"], record["visual_tokens_per_image"])
+            table.counts.setdefault(budget, {})[task] = counted
+    if "lmms_eval" in record.get("versions", {}):
+        table.versions.add(record["versions"]["lmms_eval"])
