@@ -6,9 +6,10 @@ Needs transformers 5.17 or newer:
 
     python scripts/train_tiny.py --family llava --output .tiny/trained/llava
 
-leaves in the folder `checkpoint/`, a model that transformers reads, and `curve.jsonl`, loss and
-accuracy on held-out scenes over the steps. A run that was interrupted goes on with --resume, with
-the batches that it would have seen. LLaVA-NeXT begins with the weights of LLaVA-1.5:
+leaves in the folder `checkpoint/`, a model that transformers reads, with its card, and
+`curve.jsonl`, loss and accuracy on held-out scenes over the steps. A run that was interrupted goes
+on with --resume, with the batches that it would have seen. LLaVA-NeXT begins with the weights of
+LLaVA-1.5:
 
     python scripts/train_tiny.py --family llava_next --start .tiny/trained/llava --output ...
 """
@@ -18,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -27,6 +30,7 @@ import torch
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from tiny_train.architecture import FAMILIES
+    from tiny_train.card import write_card
     from tiny_train.export import export
     from tiny_train.loop import RECIPES, Recipe, train
 
@@ -43,6 +47,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="folder of a run to take the weights of")
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's choice")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw the scenes")
+    parser.add_argument("--compile", action="store_true", help="the tower's pass, by torch.compile")
+    parser.add_argument("--until", type=int, metavar="STEP", help="stop there; --resume goes on")
     parser.add_argument("--measure-every", type=int, default=250, metavar="STEPS")
     parser.add_argument(
         "--set",
@@ -70,11 +76,17 @@ def main() -> None:
         resume=args.resume,
         start=args.start,
         minutes=args.minutes,
+        until=args.until,
         measure_every=args.measure_every,
         workers=args.workers,
+        compiled=args.compile,
     )
     if done:
-        print(json.dumps({"checkpoint": str(export(trainee, args.output / "checkpoint"))}))
+        checkpoint = export(trainee, args.output / "checkpoint")
+        words = [shlex.quote(word) for word in sys.argv[1:] if word != "--resume"]
+        command = " ".join(["python scripts/train_tiny.py", *words])
+        write_card(trainee, recipe, args.output, command)
+        print(json.dumps({"checkpoint": str(checkpoint)}))
     else:
         print("not finished; go on with --resume")
 

@@ -37,7 +37,7 @@ def scenes():
 
 def steps(trainee: Trainee, size: int = 2, **settings) -> Steps:
     defaults = {"seed": 3, "per_kind": 2, "steps": 4}
-    shared = trainee.prompts, trainee.side, trainee.grids, trainee.sizes
+    shared = trainee.prompts, trainee.drawing, trainee.grids
     return Steps(*shared, size=size, **{**defaults, **settings})
 
 
@@ -193,7 +193,7 @@ def test_checkpoint_reads_prompts_as_training_wrote_them(trainee, tmp_path):
     model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert sum(file.stat().st_size for file in tmp_path.rglob("*")) < 10e6
     batch = steps(trainee, plain=True)[0]
-    text = ask(make_scene(3, 0, trainee.side), np.random.default_rng(0))[0].text
+    text = ask(make_scene(3, 0, trainee.drawing.side), np.random.default_rng(0))[0].text
     content = [{"type": "image"}, {"type": "text", "text": text}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True

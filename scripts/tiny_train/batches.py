@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiny_train.questions import KINDS, ask
-from tiny_train.scenes import COLOURS, SHAPES, Scene, make_scene
+from tiny_train.scenes import COLOURS, SHAPES, Drawing, Scene, make_scene
 from tiny_train.tokens import Prompts
 
 HELD_OUT = 2_000_000_011  # the seed of the scenes that no training sees
@@ -65,9 +65,8 @@ class Steps(Dataset):
     def __init__(
         self,
         prompts: Prompts,
-        side: int,
+        drawing: Drawing,
         grids: tuple[int, ...],
-        sizes: tuple[float, float],
         seed: int,
         size: int,
         per_kind: int,
@@ -76,16 +75,15 @@ class Steps(Dataset):
     ) -> None:
         """
         Args:
-            side: S, pixels of an image's side.
+            drawing: of the scenes; S is its side.
             grids: tokens in a row of each grid; N is the sum of their squares.
-            sizes: diameters of the things, see make_scene.
             seed: of the series of scenes.
             size: B.
             per_kind: questions of each kind; Q is five times that.
             steps: how many there are.
             plain: always the first form of the prompt, as for measuring.
         """
-        self.prompts, self.side, self.grids, self.sizes = prompts, side, grids, sizes
+        self.prompts, self.drawing, self.grids = prompts, drawing, grids
         self.seed, self.size, self.per_kind, self.steps = seed, size, per_kind, steps
         self.plain = plain
 
@@ -99,7 +97,7 @@ class Steps(Dataset):
         post_prompt = not self.plain and rng.integers(POST_PROMPTS) == 0
         newlines = self.plain or rng.integers(2) == 0
         scenes = [
-            make_scene(self.seed, step * self.size + index, self.side, self.sizes)
+            make_scene(self.seed, step * self.size + index, self.drawing.side, self.drawing.sizes)
             for index in range(self.size)
         ]
         asked = [ask(scene, rng, self.per_kind) for scene in scenes]

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
+from shutil import copyfile
 
 import torch
 from convert_llava_to_hf import make_processor
-from tiny_llava import family_settings
-from tiny_qwen import CHAT_TEMPLATE
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from tiny_train.llava import LlavaTrainee
+from tiny_train.tokens import QWEN_TEMPLATE
 from tiny_train.trainee import Trainee
 
 
 def export(trainee: Trainee, directory: Path) -> Path:
     """Write ``trainee``'s model to ``directory`` and return it; the dense heads stay behind.
 
-    Weights in float16 (LLaVA) or bfloat16 (Qwen2.5-VL), as the released ones are.
+    ``trainee``'s own weights are rounded to what is written.
+
+    Weights in float16 (LLaVA) or bfloat16 (Qwen2.5-VL), as the released ones are. A LLaVA's
+    tokenizer.model, which the `llava` package needs, lies with it.
     """
-    model, tokenizer = trainee.model, trainee.prompts.tokenizer
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = trainee.prompts.end_id
+    tokenizer = trainee.prompts.tokenizer
     if isinstance(trainee, LlavaTrainee):
-        vision = model.config.vision_config
-        settings = family_settings(trainee.family, vision.image_size)
-        processor = make_processor(settings, vision, tokenizer)
+        processor = make_processor(trainee.settings, trainee.model.config.vision_config, tokenizer)
         dtype = torch.float16
     else:
         processor = Qwen2_5_VLProcessor(
             image_processor=Qwen2VLImageProcessor(),
             tokenizer=tokenizer,
             video_processor=Qwen2VLVideoProcessor(),
-            chat_template=CHAT_TEMPLATE,
+            chat_template=QWEN_TEMPLATE,
         )
         dtype = torch.bfloat16
-    weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
-    model.save_pretrained(
-        directory, state_dict={name: weight.to(dtype) for name, weight in weights.items()}
-    )
+    for weight in trainee.model.parameters():  # what is measured from here on is what is shipped
+        weight.data = weight.data.to(dtype).to(weight.dtype)
+    model = deepcopy(trainee.model).cpu().to(dtype)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = trainee.prompts.end_id
+    model.save_pretrained(directory)
     processor.save_pretrained(directory)
+    if trainee.prompts.pieces:
+        copyfile(trainee.prompts.pieces, directory / "tokenizer.model")
     return directory

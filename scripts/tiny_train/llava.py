@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from convert_llava_to_hf import pinpoints
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -25,8 +27,8 @@ class LlavaTrainee(Trainee):
     """LLaVA-1.5: CLIP, of which the language model sees the last layer but one, and Llama."""
 
     family = "llava"
-    side = 14 * COLUMNS
     rows = True  # whether the heads also tell row and column
+    settings: dict[str, Any] = {"image_aspect_ratio": "pad"}  # noqa: RUF012 (as the package's)
 
     def __init__(self, directory: Path) -> None:
         prompts = llava_prompts(directory)
@@ -99,26 +101,24 @@ class LlavaNextTrainee(LlavaTrainee):
     """
 
     family = "llava_next"
-    side = 2 * 14 * COLUMNS
     grids = (COLUMNS, 2 * COLUMNS)
-    sizes = (0.09, 0.16)
     rows = False
+    settings = {  # noqa: RUF012
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": [
+            [14 * COLUMNS * columns, 14 * COLUMNS * rows]
+            for columns, rows in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+        ],
+    }
 
     def make_model(self, **settings) -> nn.Module:
-        view = 14 * COLUMNS
-        config = LlavaNextConfig(
-            **settings,
-            image_grid_pinpoints=[
-                [rows * view, columns * view]
-                for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
-            ],
-        )
+        config = LlavaNextConfig(**settings, image_grid_pinpoints=pinpoints(self.settings))
         model = LlavaNextForConditionalGeneration._from_config(config)
         nn.init.normal_(model.model.image_newline, std=0.5)
         return model
 
     def vision(self, images: Tensor, newlines: bool = True) -> Seen:
-        view, batch = self.side // 2, len(images)
+        view, batch = self.drawing.side // 2, len(images)
         small = F.interpolate(
             images.permute(0, 3, 1, 2).float(), (view, view), mode="bicubic", antialias=True
         )

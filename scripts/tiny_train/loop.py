@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
@@ -36,13 +37,15 @@ class Recipe:
     """What a training run does; kept with its state, so that a resumed run does the same."""
 
     family: str = "llava"
-    steps: int = 8000
+    steps: int = 4000
     seed: int = 0
     batch: int = 16
     per_kind: int = 3
     tower_steps: int = 600  # at the beginning: dense targets alone, no questions
     warm_up: int = 100
     rate: float = 2e-3
+    horizon: int = 0  # steps of the whole cosine, if the run ends before; 0: ``steps``
+    cool: int = 0  # the last so many steps go down in a line instead
     decay: float = 0.02
     dense: float = 1.0  # weight of the dense losses beside the answers'
     optimiser: str = "muon"
@@ -50,9 +53,11 @@ class Recipe:
 
 
 RECIPES = {
-    "llava": Recipe(),
-    "llava_next": Recipe(family="llava_next", steps=5000, tower_steps=0, batch=8, rate=1e-3),
-    "qwen2_5_vl": Recipe(family="qwen2_5_vl"),
+    "llava": Recipe(steps=4000),
+    "llava_next": Recipe(
+        family="llava_next", steps=450, horizon=800, cool=200, tower_steps=0, batch=8, rate=1e-3
+    ),
+    "qwen2_5_vl": Recipe(family="qwen2_5_vl", steps=2900, horizon=5000, cool=400),
 }
 
 
@@ -93,7 +98,7 @@ def total(found: dict[str, Tensor], dense: float) -> Tensor:
 
 
 @torch.no_grad()
-def measure(trainee: Trainee, batches: list[Batch], bfloat16: bool) -> dict[str, float]:
+def measure(trainee: Trainee, batches: Iterable[Batch], bfloat16: bool) -> dict[str, float]:
     """Accuracy per question kind, their mean, and of the dense heads on tokens with a thing."""
     right, asked = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
     dense: dict[str, list[Tensor]] = {"shape": [], "colour": []}
@@ -158,10 +163,15 @@ class Optimiser:
 
 
 def schedule(step: int, recipe: Recipe) -> float:
-    """Share of the full rate: linear warm-up, then a cosine down to 2 %."""
+    """Share of the full rate: linear warm-up, a cosine down to 2 %, or a line from it to there."""
     if step < recipe.warm_up:
         return (step + 1) / recipe.warm_up
-    done = (step - recipe.warm_up) / max(recipe.steps - recipe.warm_up, 1)
+    cooling = step - (recipe.steps - recipe.cool)
+    if cooling > 0:
+        begin = schedule(recipe.steps - recipe.cool, recipe)
+        return begin + (0.02 - begin) * min(cooling / recipe.cool, 1.0)
+    end = recipe.horizon or recipe.steps
+    done = (step - recipe.warm_up) / max(end - recipe.warm_up, 1)
     return 0.02 + 0.98 * 0.5 * (1 + cos(pi * min(done, 1.0)))
 
 
@@ -176,6 +186,7 @@ def train(
     measure_every: int = 250,
     scenes: int = 128,
     workers: int = 0,
+    compiled: bool = False,
 ) -> tuple[Trainee, bool]:
     """Train, and leave state and curve in ``output``; also returns whether all steps are done.
 
@@ -190,6 +201,7 @@ def train(
         measure_every: steps between two lines of the curve (and two saved states).
         scenes: held-out scenes that are measured on.
         workers: processes that draw; 0: this one.
+        compiled: compile the tower's pass; needs a C++ compiler.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
@@ -204,7 +216,9 @@ def train(
             weights = torch.load(start / STATE, map_location="cpu", weights_only=True)["trainee"]
             known = trainee.state_dict()
             trainee.load_state_dict({n: w for n, w in weights.items() if n in known}, strict=False)
-    shared = (trainee.prompts, trainee.side, trainee.grids, trainee.sizes)
+    if compiled:
+        trainee.vision = torch.compile(trainee.vision)
+    shared = (trainee.prompts, trainee.drawing, trainee.grids)
     data = Steps(*shared, recipe.seed, recipe.batch, recipe.per_kind, recipe.steps)
     held_out = Steps(*shared, HELD_OUT, 16, recipe.per_kind, -(-scenes // 16), plain=True)
     tests = [held_out[index] for index in range(len(held_out))]

@@ -17,7 +17,6 @@ class QwenTrainee(Trainee):
     """Qwen2.5-VL: patches of 14 pixels, windows of 112, merged 2 x 2; M-RoPE positions."""
 
     family = "qwen2_5_vl"
-    side = 28 * COLUMNS
     tower_width = 96
 
     def __init__(self, directory: Path) -> None:

@@ -30,6 +30,21 @@ SIZES = (0.16, 0.26)  # diameter of a thing: two to three tokens of twelve
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How a family's scenes are drawn: pixels of a side, smallest and largest diameter."""
+
+    side: int
+    sizes: tuple[float, float] = SIZES
+
+
+DRAWINGS = {
+    "llava": Drawing(168),
+    "llava_next": Drawing(336, (0.09, 0.16)),  # for its tiles, which show things twice as large
+    "qwen2_5_vl": Drawing(336),
+}
+
+
+@dataclass(frozen=True)
 class Thing:
     """One object: what it is and where, in shares of the image's side."""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import sentencepiece
 from convert_llava_to_hf import IMAGE
-from tiny_qwen import SPECIAL
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, Qwen2TokenizerFast
 
@@ -22,6 +21,30 @@ LLAVA_SYSTEM = (
 )
 QWEN_SYSTEM = "You are a helpful assistant."
 POST_PROMPT = "\nAnswer the question using a single word or phrase."
+
+QWEN_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# ChatML with the visual placeholders, one a picture; the processor repeats it for every token.
+QWEN_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}
+{%- for part in message.content -%}
+{%- if part.type == "image" -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == "video" -%}<|vision_start|><|video_pad|><|vision_end|>
+{%- else -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
 
 
 def corpus() -> list[str]:
@@ -88,7 +111,7 @@ def qwen_tokenizer() -> Qwen2TokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[AddedToken(token, special=True) for token in SPECIAL],
+        special_tokens=[AddedToken(token, special=True) for token in QWEN_SPECIAL],
         show_progress=False,
     )
     trained.train_from_iterator(corpus(), trainer)
@@ -97,7 +120,7 @@ def qwen_tokenizer() -> Qwen2TokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL[1:]),
+        additional_special_tokens=list(QWEN_SPECIAL[1:]),
         model_max_length=32768,
     )
 
@@ -114,13 +137,16 @@ class Prompts:
             evaluation programs write the prompt; training draws one a step.
         closing: what follows a question, up to where the answer begins.
         end: what follows the answer.
+        start: what stands before the question, and is cut off its ids again.
+        pieces: the file of the SentencePiece model, where the tokenizer is one.
     """
 
     tokenizer: PreTrainedTokenizerBase
     prefixes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     closing: str
     end: str
-    start: str  # stands before the question, and is cut off its ids again
+    start: str
+    pieces: Path | None = None
 
     @cached_property
     def longest(self) -> int:
@@ -158,7 +184,14 @@ def llava_prompts(directory: Path) -> Prompts:
         # The `llava` package tokenizes what follows the image apart, which adds a space to it.
         for after in (newline, ids["\n"])
     )
-    return Prompts(tokenizer, prefixes, " ASSISTANT: ", tokenizer.eos_token, start=f"{IMAGE}\n")
+    return Prompts(
+        tokenizer,
+        prefixes,
+        closing=" ASSISTANT: ",
+        end=tokenizer.eos_token,
+        start=f"{IMAGE}\n",
+        pieces=directory / "tokenizer.model",
+    )
 
 
 def qwen_prompts() -> Prompts:

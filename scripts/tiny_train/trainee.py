@@ -12,7 +12,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tiny_train.batches import PRESENT, Batch
 from tiny_train.blocks import decoder_layer, rms_norm
-from tiny_train.scenes import COLOURS, SHAPES, SIZES
+from tiny_train.scenes import COLOURS, DRAWINGS, SHAPES, Drawing
 from tiny_train.tokens import Prompts
 
 COLUMNS = 12  # tokens in a row: 144 an image
@@ -43,15 +43,12 @@ class Trainee(nn.Module, ABC):
         heads: linear classifiers of the tower's tokens, and of the whole image.
         prompts: its tokenizer and prompts.
         family: one of FAMILIES.
-        side: pixels of an image's side.
         grids: columns of the grids of tokens that an image has.
-        sizes: diameter of the things in its scenes.
+        drawing: of its scenes.
     """
 
     family: str
-    side: int
     grids: tuple[int, ...] = (COLUMNS,)
-    sizes: tuple[float, float] = SIZES
 
     def __init__(
         self, model: nn.Module, prompts: Prompts, dense_width: int, rows: bool, whole: bool
@@ -68,6 +65,10 @@ class Trainee(nn.Module, ABC):
         mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
         self.register_buffer("shift", -mean / std, persistent=False)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
+
+    @property
+    def drawing(self) -> Drawing:
+        return DRAWINGS[self.family]
 
     @property
     def language(self) -> nn.Module:

@@ -1,0 +1,103 @@
+"""The card of a trained checkpoint: what it saw, how it was made, what it answers rightly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from shutil import copyfile
+
+from sysbench.machine import hardware, short_name, versions
+
+from tiny_train.batches import HELD_OUT, Steps
+from tiny_train.loop import CURVE, Recipe, measure
+from tiny_train.questions import KINDS
+from tiny_train.scenes import COLOURS, SHAPES, TEXTURES, THINGS
+from tiny_train.trainee import Trainee
+
+SCENES = 256
+NAMES = {"llava": "LLaVA-1.5", "llava_next": "LLaVA-NeXT", "qwen2_5_vl": "Qwen2.5-VL"}
+
+
+def write_card(trainee: Trainee, recipe: Recipe, output: Path, command: str) -> Path:
+    """Measure ``trainee`` on unseen scenes; write README.md and the curve to the checkpoint.
+
+    Args:
+        trainee: with the weights that were exported, as rounded there.
+        output: folder of the run, with the curve and ``checkpoint/``.
+        command: that made it.
+    """
+    folder = output / "checkpoint"
+    copyfile(output / CURVE, folder / CURVE)
+    lines = [json.loads(line) for line in (output / CURVE).read_text().splitlines()]
+    scores, per_kind = _accuracy(trainee, recipe)
+    text = _text(trainee, recipe, command, lines, scores, per_kind * SCENES)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+def _accuracy(trainee: Trainee, recipe: Recipe) -> tuple[dict[str, float], int]:
+    """Unpruned accuracy by kind on scenes that neither training nor its curve have seen."""
+    per_kind = recipe.per_kind
+    shared = (trainee.prompts, trainee.drawing, trainee.grids)
+    data = Steps(*shared, HELD_OUT + 1, 16, per_kind, SCENES // 16, plain=True)
+    return measure(trainee, (data[i] for i in range(len(data))), recipe.bfloat16), per_kind
+
+
+def _text(
+    trainee: Trainee,
+    recipe: Recipe,
+    command: str,
+    curve: list[dict],
+    scores: dict[str, float],
+    asked: int,
+) -> str:
+    name, tokens = NAMES[trainee.family], sum(columns**2 for columns in trainee.grids)
+    millions = sum(p.numel() for p in trainee.model.parameters()) / 1e6
+    settings = ", ".join(f"{k} {v}" for k, v in asdict(recipe).items() if k not in ("family",))
+    rows = [
+        f"| {kind} | {100 * scores[kind]:.1f} | {_error(scores[kind], asked)} |" for kind in KINDS
+    ]
+    device = trainee.shift.device
+    used = ", ".join(f"{name} {number}" for name, number in versions().items() if name != "hiprune")
+    last, side = curve[-1], trainee.drawing.side
+    start = "" if recipe.tower_steps else " The weights of the tiny LLaVA-1.5 are its first."
+    sizes = " to ".join(f"{100 * size:.0f}" for size in trainee.drawing.sizes)
+    return f"""---
+license: mit
+tags: [hiprune, tiny, generated-scenes]
+---
+# A tiny {name}, trained from scratch on generated scenes
+
+{millions:.2f} M parameters, {tokens} visual tokens an image of {side} x {side}
+pixels. It answers questions on drawn shapes with one word and knows nothing else: it is there so
+that token pruning can be measured on any machine, without a GPU or a model hub. Pruning was not
+trained for: the model never saw a prompt with tokens missing.
+
+## Data
+Scenes that follow from a seed (`scripts/tiny_train/scenes.py`): {THINGS[0]} to {THINGS[1]} things,
+{len(SHAPES)} shapes, {len(COLOURS)} colours, {len(TEXTURES)} textures, {sizes} % of the side wide,
+on grey clouds with lines and outlines. {recipe.steps * recipe.batch:,} scenes, each seen once, with
+{5 * recipe.per_kind} questions each on {", ".join(KINDS)} (`scripts/tiny_train/questions.py`).
+
+## Recipe
+```
+{command}
+```
+Answers' cross-entropy, and beside it linear heads on the tower's tokens (what lies under each,
+dropped after training).{start} {settings[0].upper() + settings[1:]}.
+{last["minutes"]:.0f} minutes of wall time on {short_name(hardware(device))}; {used}.
+`curve.jsonl`: loss and accuracy on 128 held-out scenes over the steps.
+
+## Unpruned accuracy
+On {SCENES} unseen scenes, weights as shipped, computed as in training:
+
+| questions on | accuracy, % | standard error |
+|---|---|---|
+{chr(10).join(rows)}
+| mean | {100 * scores["mean"]:.1f} | |
+"""
+
+
+def _error(share: float, n: int) -> str:
+    return f"{100 * (share * (1 - share) / n) ** 0.5:.1f}"
