@@ -46,7 +46,7 @@ def _no_settings_from_outside(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_llava(tmp_path_factory) -> Path:
     """A LLaVA-1.5 checkpoint with 6 x 6 patches and 6 encoder layers (output layer 5)."""
-    from make_tiny_checkpoint import make_checkpoint
+    from random_checkpoint import make_checkpoint
 
     return make_checkpoint(
         tmp_path_factory.mktemp("checkpoints") / "llava-v1.5-tiny", image_size=84, layers=6
@@ -56,7 +56,7 @@ def tiny_llava(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llava_next(tmp_path_factory) -> Path:
     """A LLaVA-NeXT checkpoint of the same size; images become 3 to 5 views."""
-    from make_tiny_checkpoint import make_checkpoint
+    from random_checkpoint import make_checkpoint
 
     directory = tmp_path_factory.mktemp("checkpoints") / "llava-v1.6-tiny"
     return make_checkpoint(directory, family="llava_next", image_size=84, layers=6)

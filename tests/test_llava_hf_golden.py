@@ -21,7 +21,7 @@ from transformers import (
 import hiprune
 from hiprune import HiPruneConfig
 
-FILE = Path(__file__).parent / "data" / "llava_golden.npz"  # by scripts/make_llava_golden.py
+FILE = Path(__file__).parent / "data" / "llava_golden.npz"  # by tests/make_llava_golden.py
 FAMILIES = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
 PLACEHOLDER = -200  # of the `llava` package
 

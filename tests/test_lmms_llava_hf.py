@@ -17,7 +17,7 @@ from hiprune import HiPruneError
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    from make_tiny_checkpoint import make_checkpoint
+    from random_checkpoint import make_checkpoint
 
     return {
         family: str(

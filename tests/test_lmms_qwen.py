@@ -45,7 +45,7 @@ def requests(to_visual=to_visual):
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    from make_tiny_checkpoint import make_checkpoint
+    from random_checkpoint import make_checkpoint
 
     return str(make_checkpoint(tmp_path_factory.mktemp("qwen") / "tiny", "qwen2_5_vl"))
 

@@ -1,4 +1,4 @@
-"""A tiny LLaVA checkpoint in transformers' own format; see make_tiny_checkpoint.py."""
+"""A tiny LLaVA checkpoint in transformers' own format; see random_checkpoint.py."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from convert_llava_to_hf import make_processor, pinpoints, read_tokenizer
-from tiny_llava import family_settings, make_tower, random_features
-from tiny_tokenizer import ANSWERS, train_tokenizer
-from tiny_weights import answer_yes_or_no, randomise
+from random_llava import family_settings, make_tower, random_features
+from random_tokenizer import ANSWERS, train_tokenizer
+from random_weights import answer_yes_or_no, randomise
 from transformers import (
     LlamaConfig,
     LlavaConfig,
@@ -31,7 +31,7 @@ def make_checkpoint(
     Args:
         directory: where; made if missing.
         family: "llava" or "llava_next".
-        image_size, layers, width, seed: as of tiny_llava.py's.
+        image_size, layers, width, seed: as of random_llava.py's.
     """
     directory = Path(directory).resolve()
     directory.mkdir(parents=True, exist_ok=True)

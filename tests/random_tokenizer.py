@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import sentencepiece
-from tiny_weights import CORPUS
+from random_weights import CORPUS
 
 ANSWERS = ("▁Yes", "▁No")
 VOCABULARY = 512

@@ -4,7 +4,7 @@ The package and transformers' own LLaVA do not run in one environment. This file
 results over to the other's tests: tiny checkpoints of both families, weights and all, pixels, the
 kept tokens of each image and logits. Run where the `llava` package is installed:
 
-    python scripts/make_llava_golden.py --output tests/data/llava_golden.npz
+    python tests/make_llava_golden.py --output tests/data/llava_golden.npz
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
-from make_tiny_checkpoint import make_checkpoint
+from random_checkpoint import make_checkpoint
 from sentencepiece import sentencepiece_model_pb2
 
 import hiprune

@@ -1,12 +1,12 @@
-"""A tiny LLaVA checkpoint in the liuhaotian format; see make_tiny_checkpoint.py."""
+"""A tiny LLaVA checkpoint in the liuhaotian format; see random_checkpoint.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from tiny_tokenizer import ANSWERS, train_tokenizer
-from tiny_weights import answer_yes_or_no, randomise
+from random_tokenizer import ANSWERS, train_tokenizer
+from random_weights import answer_yes_or_no, randomise
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer
 
 

@@ -1,11 +1,12 @@
-"""A tiny Qwen2.5-VL checkpoint in transformers' format; see make_tiny_checkpoint.py."""
+"""A tiny Qwen2.5-VL checkpoint in transformers' format; see random_checkpoint.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from tiny_weights import CORPUS, answer_yes_or_no, randomise
+from random_weights import CORPUS, answer_yes_or_no, randomise
+from tiny_train.tokens import QWEN_SPECIAL, QWEN_TEMPLATE
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Qwen2_5_VLConfig,
@@ -17,29 +18,6 @@ from transformers import (
 )
 
 ANSWERS = ("Yes", "No")
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-# ChatML with the visual placeholders, one a picture; the processor repeats it for every token.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{% if message.content is string %}{{ message.content }}{% else %}
-{%- for part in message.content -%}
-{%- if part.type == "image" -%}<|vision_start|><|image_pad|><|vision_end|>
-{%- elif part.type == "video" -%}<|vision_start|><|video_pad|><|vision_end|>
-{%- else -%}{{ part.text }}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}<|im_start|>assistant
-{% endif -%}"""
 
 
 def make_checkpoint(directory: Path, width: int = 64, seed: int = 0) -> Path:
@@ -54,7 +32,7 @@ def make_checkpoint(directory: Path, width: int = 64, seed: int = 0) -> Path:
     processor = _processor()
     tokenizer = processor.tokenizer
     processor.save_pretrained(directory)
-    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(list(SPECIAL)), strict=True))
+    ids = dict(zip(QWEN_SPECIAL, tokenizer.convert_tokens_to_ids(list(QWEN_SPECIAL)), strict=True))
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -118,7 +96,7 @@ def _processor() -> Qwen2_5_VLProcessor:
     trainer = trainers.BpeTrainer(
         vocab_size=512,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[AddedToken(token, special=True) for token in SPECIAL],
+        special_tokens=[AddedToken(token, special=True) for token in QWEN_SPECIAL],
         show_progress=False,
     )
     trained.train_from_iterator(CORPUS, trainer)
@@ -128,14 +106,14 @@ def _processor() -> Qwen2_5_VLProcessor:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL[1:]),
+        additional_special_tokens=list(QWEN_SPECIAL[1:]),
         model_max_length=32768,
     )
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=QWEN_TEMPLATE,
     )
 
 
