@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 
 from ablation_report import draw_sweeps, render, scores_of
-from ablation_settings import all_fields
+from ablation_settings import all_fields, sweeps
 from bench import end_on_signals, finished_tables, number, plan, run_all
 from bench_settings import Settings, read_settings
 from benchmarks import BENCHMARKS, Benchmark
@@ -45,7 +45,7 @@ def read(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
     if not tiny and "TASKS" not in env:
         env = {**env, "TASKS": " ".join(t for t in TASKS if t in benchmark.tasks)}
     # The largest of the paper's budgets is that of its ablations.
-    first = str(benchmark.retentions[0])
+    first = str((benchmark.tiny if tiny else benchmark).retentions[0])
     return read_settings(benchmark, tiny, {benchmark.retention_variable: first, **env})
 
 
@@ -62,11 +62,11 @@ def main() -> int:
         return 2
     end_on_signals()
     runs = plan(replace(settings, budgets=(UNPRUNED,)))
-    for fields in all_fields(benchmark.family):
+    for fields in all_fields(benchmark.family, _swept(settings), settings.object_layer):
         runs += plan(replace(settings, config=replace(settings.config, **fields)))
     try:
         if settings.tiny:
-            make_tiny(args.family, benchmark)
+            make_tiny(settings)
         failures = run_all(runs)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on with the run that it was at", flush=True)
@@ -75,6 +75,10 @@ def main() -> int:
     for label, reason in failures.items():
         print(f"FAILED {label}: {reason}")
     return 1 if failures else 0
+
+
+def _swept(settings: Settings) -> dict[str, tuple]:
+    return sweeps(settings.benchmark, settings.tiny, settings.object_layer)
 
 
 def report(settings: Settings) -> None:
@@ -95,7 +99,7 @@ def report(settings: Settings) -> None:
     print(f"\n{text}\n\ntable: {file}")
     unpruned = next((t.rows[UNPRUNED] for t in found if UNPRUNED in t.rows), None)
     title = f"{short_name(settings.checkpoint)}, N' = {budget}: alpha and the object layer"
-    if draw_sweeps(family, title, unpruned, config, scores, file.with_suffix(".png")):
+    if draw_sweeps(_swept(settings), title, unpruned, config, scores, file.with_suffix(".png")):
         print(f"sweeps: {file.with_suffix('.png')}")
 
 

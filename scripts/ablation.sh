@@ -21,33 +21,5 @@ NUM_PROCESSES, OUTPUT and VENV are those of the bench scripts; see bash bench_ll
 USAGE
 }
 
-FAMILY=llava
-TINY=()
-while (($#)); do
-    case "$1" in
-        --tiny) TINY=(--tiny) ;;
-        --model)
-            case "${2-}" in
-                llava | llava_next | llava_hf | llava_next_hf | qwen2_5_vl) FAMILY=$2; shift ;;
-                *)
-                    echo "--model '${2-}': accepted is llava, llava_next, llava_hf, llava_next_hf" \
-                        "or qwen2_5_vl" >&2
-                    exit 2
-                    ;;
-            esac
-            ;;
-        -h | --help) usage; exit 0 ;;
-        *) echo "$SCRIPT: unknown argument '$1'; accepted are --model, --tiny and --help" >&2; exit 2 ;;
-    esac
-    shift
-done
-case "$FAMILY" in
-    llava | llava_next) NAME=llava ;;
-    *) NAME=qwen ;;
-esac
-SETUP=setup_$NAME.sh
-REQUIREMENTS=scripts/requirements-$NAME.txt
-DEFAULT_VENV=.venv-$NAME
 source "$(dirname "${BASH_SOURCE[0]}")/bench_common.sh"
-make_environment
-exec "$VENV/bin/python" -W ignore "$ROOT/scripts/ablation.py" --family "$FAMILY" ${TINY[@]+"${TINY[@]}"}
+model_main ablation.py "$@"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hiprune.config import DEFAULT_ALPHA, FAMILIES
+from benchmarks import Benchmark
+
+from hiprune.config import DEFAULT_ALPHA
 
 DEFAULT = "default"
 ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -82,20 +84,24 @@ def tables(family: str) -> tuple[AblationTable, ...]:
     return tuple(t for t in TABLES if t.number != "6a" or family != "qwen2_5_vl")
 
 
-def sweeps(family: str) -> dict[str, tuple]:
-    """Field -> the values that it takes, its default among them."""
-    layers = {*LAYERS[family], FAMILIES[family].object_layer}
-    return {"alpha": ALPHAS, "object_layer": tuple(sorted(layers))}
+def sweeps(benchmark: Benchmark, tiny: bool, object_layer: int) -> dict[str, tuple]:
+    """Field -> the values that it takes, its default among them.
+
+    Args:
+        object_layer: the default l.
+    """
+    layers = benchmark.tiny.layers if tiny else LAYERS[benchmark.family]
+    return {"alpha": ALPHAS, "object_layer": tuple(sorted({*layers, object_layer}))}
 
 
-def all_fields(family: str) -> list[dict[str, object]]:
+def all_fields(family: str, swept: dict[str, tuple], object_layer: int) -> list[dict[str, object]]:
     """Every setting that a table or a sweep needs, each once, the default first."""
     found: list[dict[str, object]] = [{}]
     wanted = [row.fields for table in tables(family) for row in table.rows]
-    defaults = {"alpha": DEFAULT_ALPHA, "object_layer": FAMILIES[family].object_layer}
+    defaults = {"alpha": DEFAULT_ALPHA, "object_layer": object_layer}
     wanted += [
         {name: value}
-        for name, values in sweeps(family).items()
+        for name, values in swept.items()
         for value in values
         if value != defaults[name]
     ]

@@ -20,7 +20,7 @@ from bench_settings import Settings, read_settings
 from benchmarks import BENCHMARKS
 from make_tables import Table, read_tables, render
 from paper import UNPRUNED
-from tiny import TASKS, make_tiny
+from tiny import make_tiny
 
 from hiprune import HiPruneError
 from hiprune.config import DEFAULT_ALPHA, FAMILIES
@@ -63,9 +63,11 @@ def plan(settings: Settings) -> list[Run]:
 
 def _changed(settings: Settings) -> list[str]:
     """What a run's label says of settings that are not the family's defaults."""
-    config, family = settings.config, FAMILIES[settings.benchmark.family]
+    config = settings.config
     found = [] if config.alpha == DEFAULT_ALPHA else [f"alpha {config.alpha:g}"]
-    found += [] if config.object_layer == family.object_layer else [f"layer {config.object_layer}"]
+    found += (
+        [] if config.object_layer == settings.object_layer else [f"layer {config.object_layer}"]
+    )
     return found + [f"{name} {value}" for name, value in config.variant().items()]
 
 
@@ -82,6 +84,8 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
         "dtype": settings.benchmark.dtype if cuda else "float32",
         "device_map": "cuda:0" if cuda else "cpu",
     }
+    if settings.tiny:
+        model_args |= settings.benchmark.tiny.model_args
     launch = [
         "--num_processes", str(settings.processes), "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
@@ -96,7 +100,7 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
     command += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
     command += ["--tasks", task, "--batch_size", "1", "--log_samples", "--output_path", str(folder)]
     if settings.tiny:
-        command += ["--include_path", str(TASKS)]
+        command += ["--include_path", str(settings.include_path)]
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     return command
@@ -148,7 +152,7 @@ def main() -> int:
         )
     try:
         if settings.tiny:
-            make_tiny(args.family, settings.benchmark)
+            make_tiny(settings)
         failures = run_all(runs)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on with the run that it was at", flush=True)

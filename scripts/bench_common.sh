@@ -11,8 +11,8 @@ Evaluates $MODEL_TITLE with HiPrune through lmms-eval, and prints a table beside
 its environment first if it is missing. Runs that have finished are kept and skipped when the same
 command is started again.
 
-  --tiny   a tiny checkpoint and a small local task: everything on any machine in minutes, without
-           a GPU or a model hub. Random weights: scores are those of guessing.${HF_USAGE-}
+  --tiny   the small trained model of this repository on questions about generated scenes: real
+           accuracies on any machine in minutes, without a GPU or a model hub.${HF_USAGE-}
   --help   this text
 
 what to evaluate
@@ -78,4 +78,42 @@ bench_main() {
     local arguments=(--family "$FAMILY" ${tiny[@]+"${tiny[@]}"})
     make_environment
     exec "$VENV/bin/python" -W ignore "$ROOT/scripts/bench.py" "${arguments[@]}"
+}
+
+# For scripts that take any of the models: PROGRAM "$@", with SCRIPT and usage set.
+model_main() {
+    local program=$1 tiny=() name
+    shift
+    FAMILY=llava
+    while (($#)); do
+        case "$1" in
+            --tiny) tiny=(--tiny) ;;
+            --model)
+                case "${2-}" in
+                    llava | llava_next | llava_hf | llava_next_hf | qwen2_5_vl) FAMILY=$2; shift ;;
+                    *)
+                        echo "--model '${2-}': accepted is llava, llava_next, llava_hf," \
+                            "llava_next_hf or qwen2_5_vl" >&2
+                        exit 2
+                        ;;
+                esac
+                ;;
+            -h | --help) usage; exit 0 ;;
+            *)
+                echo "$SCRIPT: unknown argument '$1'; accepted are --model, --tiny and --help" >&2
+                exit 2
+                ;;
+        esac
+        shift
+    done
+    case "$FAMILY" in
+        llava | llava_next) name=llava ;;
+        *) name=qwen ;;
+    esac
+    SETUP=setup_$name.sh
+    REQUIREMENTS=scripts/requirements-$name.txt
+    DEFAULT_VENV=.venv-$name
+    make_environment
+    exec "$VENV/bin/python" -W ignore "$ROOT/scripts/$program" --family "$FAMILY" \
+        ${tiny[@]+"${tiny[@]}"}
 }

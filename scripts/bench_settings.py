@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import ROOT, Benchmark
+from benchmarks import ROOT, TINY, Benchmark
 from paper import UNPRUNED
-from tiny import TINY
 
 from hiprune import HiPruneConfig, HiPruneError
+from hiprune.config import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,21 @@ class Settings:
     @property
     def folder(self) -> Path:
         """Of all runs of this checkpoint; checkpoints of one name in two places are two."""
-        if self.checkpoint == _default_checkpoint(self.benchmark, tiny=True):
-            return self.output / self.benchmark.tiny_checkpoint
+        path = Path(self.checkpoint)
+        if path == self.benchmark.tiny.checkpoint:
+            suffix = "-hf" if self.benchmark.model == "llava_hf_hiprune" else ""
+            return self.output / f"{path.name}{suffix}"
         return self.output / self.checkpoint.strip("/").replace("/", "__")
+
+    @property
+    def object_layer(self) -> int:
+        """The default l."""
+        return _object_layer(self.benchmark, self.tiny)
+
+    @property
+    def include_path(self) -> Path:
+        """Folder of the task of --tiny."""
+        return TINY / "tasks" / self.benchmark.family
 
 
 def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
@@ -41,6 +53,7 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     Raises:
         HiPruneError: a variable that is set to anything not accepted.
     """
+    env = {"HIPRUNE_OBJECT_LAYER": str(_object_layer(benchmark, tiny)), **env}
     single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")
     if single is not None and several is not None:
         raise HiPruneError(
@@ -53,7 +66,8 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     elif several is not None:
         budgets = _words("RETENTIONS", several, f"'{UNPRUNED}' and budgets")
     else:
-        budgets = (UNPRUNED, *map(str, benchmark.retentions))
+        retentions = benchmark.tiny.retentions if tiny else benchmark.retentions
+        budgets = (UNPRUNED, *map(str, retentions))
     others = {name: value for name, value in env.items() if name != benchmark.retention_variable}
     config = HiPruneConfig.from_env(benchmark.family, others)
     try:
@@ -87,7 +101,11 @@ def _budget(benchmark: Benchmark, text: str) -> str:
 
 
 def _default_checkpoint(benchmark: Benchmark, tiny: bool) -> str:
-    return str(TINY / benchmark.tiny_checkpoint) if tiny else benchmark.checkpoint
+    return str(benchmark.tiny.checkpoint) if tiny else benchmark.checkpoint
+
+
+def _object_layer(benchmark: Benchmark, tiny: bool) -> int:
+    return benchmark.tiny.object_layer if tiny else FAMILIES[benchmark.family].object_layer
 
 
 def _words(name: str, text: str, what: str) -> tuple[str, ...]:

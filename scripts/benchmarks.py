@@ -1,11 +1,64 @@
-"""What is evaluated: the families' checkpoints, tasks and budgets, and the columns they fill."""
+"""What is evaluated: the families' checkpoints, tasks and budgets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+ASSETS = ROOT / "assets"
+TINY = ROOT / ".tiny"  # what is made of the assets
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The --tiny of a benchmark: a small trained model and what takes the place of the defaults.
+
+    Attributes:
+        asset: folder under assets/, in transformers' format.
+        checkpoint: what is evaluated, the asset or what is made of it.
+        object_layer: l, as deep in the small tower as the paper's in the real one.
+        retentions: the paper's shares of the model's tokens: a third, 2/9 and a ninth.
+        curve: those, a half before and half a ninth after them.
+        layers: of the ablation's sweep over l.
+        model_args: for lmms-eval's model, beside those of every run.
+    """
+
+    asset: str
+    checkpoint: Path
+    object_layer: int
+    retentions: tuple[int | float, ...]
+    curve: tuple[int | float, ...]
+    layers: tuple[int, ...]
+    model_args: dict[str, int] = field(default_factory=dict)
+
+
+LLAVA_TINY = Tiny(
+    asset="llava-1.5-tiny",
+    checkpoint=ASSETS / "llava-1.5-tiny",
+    object_layer=3,
+    retentions=(48, 32, 16),
+    curve=(72, 48, 32, 16, 8),
+    layers=(1, 2, 3, 4, 5, 6, 7),
+)
+LLAVA_NEXT_TINY = replace(
+    LLAVA_TINY,
+    asset="llava-v1.6-tiny",
+    checkpoint=ASSETS / "llava-v1.6-tiny",
+    retentions=(240, 160, 80),
+    curve=(360, 240, 160, 80, 40),
+)
+QWEN_TINY = Tiny(
+    asset="qwen2.5-vl-tiny",
+    checkpoint=ASSETS / "qwen2.5-vl-tiny",
+    object_layer=4,
+    retentions=(0.334, 0.223, 0.112),
+    curve=(0.5, 0.334, 0.223, 0.112, 0.056),
+    layers=(1, 2, 3, 4, 5, 6, 7, 8),
+    model_args={"min_pixels": 336 * 336},  # the scenes' own, which would be enlarged otherwise
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +70,7 @@ class Benchmark:
     checkpoint: str
     tasks: tuple[str, ...]
     retentions: tuple[int | float, ...]
-    tiny_checkpoint: str
+    tiny: Tiny
     retention_variable: str = "HIPRUNE_RETENTION"
     dtype: str = "float16"  # on a GPU: of the released weights, and of lmms-eval's stock model
 
@@ -29,7 +82,8 @@ BENCHMARKS = {
         checkpoint="liuhaotian/llava-v1.5-7b",
         tasks=("gqa", "mme", "pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(192, 128, 64),
-        tiny_checkpoint="llava-v1.5-tiny",
+        # In the format of the `llava` package.
+        tiny=replace(LLAVA_TINY, checkpoint=TINY / "llava-v1.5-tiny"),
     ),
     "llava_next": Benchmark(
         family="llava_next",
@@ -37,7 +91,7 @@ BENCHMARKS = {
         checkpoint="liuhaotian/llava-v1.6-vicuna-7b",
         tasks=("pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(640, 320, 160),
-        tiny_checkpoint="llava-v1.6-tiny",
+        tiny=replace(LLAVA_NEXT_TINY, checkpoint=TINY / "llava-v1.6-tiny"),
     ),
     "llava_hf": Benchmark(
         family="llava",
@@ -45,7 +99,7 @@ BENCHMARKS = {
         checkpoint="llava-hf/llava-1.5-7b-hf",
         tasks=("gqa", "mme", "pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(192, 128, 64),
-        tiny_checkpoint="llava-1.5-tiny-hf",
+        tiny=LLAVA_TINY,
     ),
     "llava_next_hf": Benchmark(
         family="llava_next",
@@ -53,7 +107,7 @@ BENCHMARKS = {
         checkpoint="llava-hf/llava-v1.6-vicuna-7b-hf",
         tasks=("pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(640, 320, 160),
-        tiny_checkpoint="llava-v1.6-tiny-hf",
+        tiny=LLAVA_NEXT_TINY,
     ),
     # The processor's limits, 256 * 28 * 28 to 1605632 pixels, are the model class's defaults.
     "qwen2_5_vl": Benchmark(
@@ -62,35 +116,8 @@ BENCHMARKS = {
         checkpoint="Qwen/Qwen2.5-VL-3B-Instruct",
         tasks=("mmbench_en_dev", "mmbench_cn_dev", "pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(0.334, 0.223, 0.112),
-        tiny_checkpoint="qwen2.5-vl-tiny",
+        tiny=QWEN_TINY,
         retention_variable="HIPRUNE_QWEN_RETENTION",
         dtype="bfloat16",
     ),
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """How one lmms-eval task becomes a column of the paper's tables.
-
-    Attributes:
-        title: the paper's name, as the CSV files under results/paper have it.
-        metrics: lmms-eval's, summed (MME counts perception plus cognition).
-        scale: lmms-eval's unit -> the paper's.
-    """
-
-    title: str
-    metrics: tuple[str, ...]
-    scale: float = 100.0
-
-
-COLUMNS = {
-    "gqa": Column("GQA", ("exact_match",)),
-    "mme": Column("MME", ("mme_perception_score", "mme_cognition_score"), scale=1.0),
-    "pope": Column("POPE", ("pope_f1_score",)),
-    "scienceqa_img": Column("SQA_IMG", ("exact_match",)),
-    "mmbench_en_dev": Column("MMB", ("gpt_eval_score",), scale=1.0),
-    "mmbench_cn_dev": Column("MMB_CN", ("gpt_eval_score",), scale=1.0),
-    "vizwiz_vqa_val": Column("VizWiz", ("exact_match",)),
-    "hiprune_tiny": Column("tiny (accuracy)", ("pope_accuracy",)),
 }

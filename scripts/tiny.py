@@ -1,37 +1,40 @@
-"""The checkpoint and the task of --tiny: made when they are missing or made by an older script."""
+"""The checkpoint and the task of --tiny: made when they are missing or made of something older."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
+from pathlib import Path
 
-from benchmarks import ROOT, Benchmark
-
-TINY = ROOT / ".tiny"
-TASKS = TINY / f"tasks-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]}"
+from bench_settings import Settings
+from benchmarks import ASSETS, ROOT
 
 
-def make_tiny(name: str, benchmark: Benchmark) -> None:
-    """Make a benchmark's tiny checkpoint and the task, unless they are there as they should be."""
-    from make_tiny_checkpoint import make_checkpoint
+def make_tiny(settings: Settings) -> None:
+    """Make the task, and the checkpoint where it is not the asset itself."""
+    from convert_hf_to_llava import convert
     from make_tiny_task import make_task
 
-    makers = {
-        benchmark.tiny_checkpoint: lambda path: make_checkpoint(path, name),
-        # The task names files of the environment that it was made in.
-        TASKS.name: make_task,
-    }
-    for folder, make in makers.items():
-        path = TINY / folder
-        done = path / "complete"
-        mark = f"{path}\n{sys.prefix}\n{_fingerprint()}\n"  # paths: the files made hold them
-        if not done.is_file() or done.read_text() != mark:
-            print(f"making {path}", flush=True)
-            make(path)
-            done.write_text(mark)
+    tiny, family = settings.benchmark.tiny, settings.benchmark.family
+    asset, scripts = ASSETS / tiny.asset, ROOT / "scripts"
+    if tiny.checkpoint != asset:
+        sources = (scripts / "convert_hf_to_llava.py", *asset.iterdir())
+        _make(tiny.checkpoint, sources, lambda path: convert(asset, path))
+    sources = (
+        scripts / "make_tiny_task.py",
+        *(scripts / "tiny_task").glob("*.py"),
+        *(scripts / "tiny_train" / name for name in ("scenes.py", "questions.py")),
+    )
+    _make(settings.include_path, sources, lambda path: make_task(path, family))
 
 
-def _fingerprint() -> str:
-    """Of all that makes the files: an older maker's are made anew."""
-    makers = sorted((ROOT / "scripts").glob("*tiny*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in makers)).hexdigest()
+def _make(path: Path, sources, make) -> None:
+    """Call ``make`` unless ``path`` was made of these very files, and at this very place."""
+    digest = hashlib.sha256(str(path).encode())  # the files made hold it
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    done = path / "complete"
+    if not done.is_file() or done.read_text() != digest.hexdigest():
+        print(f"making {path}", flush=True)
+        done.unlink(missing_ok=True)
+        make(path)
+        done.write_text(digest.hexdigest())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import create_autospec
 
+import ablation
 import pytest
 from ablation import read
 from ablation_report import draw_sweeps, render, scores_of
@@ -21,11 +23,19 @@ def config(**fields):
     return replace(DEFAULT, **fields)
 
 
+SWEPT = sweeps(BENCHMARKS["llava"], tiny=False, object_layer=9)
+LLAVA_FIELDS = all_fields("llava", SWEPT, object_layer=9)
+
+
+@pytest.mark.parametrize("tiny", [True, False])
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
-def test_every_setting_is_one_run_and_can_be_configured(family):
+def test_every_setting_is_one_run_and_can_be_configured(family, tiny):
     benchmark = BENCHMARKS[family]
-    settings = read(benchmark, tiny=True, env={})
-    fields = all_fields(family)
+    settings = read(benchmark, tiny=tiny, env={"TASKS": "pope"})
+    swept = sweeps(benchmark, tiny, settings.object_layer)
+    assert settings.config.object_layer == settings.object_layer in swept["object_layer"]
+    assert swept["object_layer"] == tuple(sorted(swept["object_layer"]))
+    fields = all_fields(family, swept, settings.object_layer)
     configs = [replace(settings.config, **one) for one in fields]
     runs = [run for c in configs for run in plan(replace(settings, config=c))]
     assert len({run.folder for run in runs}) == len(runs)  # none twice
@@ -55,7 +65,7 @@ def test_tasks_and_budget_are_the_papers():
 def finished():
     """Tables of finished runs; every setting has a score of its own."""
     found = []
-    for number, fields in enumerate(all_fields("llava")):
+    for number, fields in enumerate(LLAVA_FIELDS):
         c = config(**fields)
         table = Table("x/llava-v1.5-7b", c.alpha, c.object_layer, None, c.variant())
         table.rows = {"unpruned": {"pope": 80.0}, 192: {"pope": 40.0 + number}}
@@ -89,16 +99,33 @@ def test_what_has_not_run_is_a_dash():
 def test_the_sweeps_are_drawn(tmp_path):
     file = tmp_path / "sweeps.png"
     scores = scores_of(finished(), 192)
-    assert draw_sweeps("llava", "title", {"pope": 80.0}, config, scores, file)
+    assert draw_sweeps(SWEPT, "title", {"pope": 80.0}, config, scores, file)
     assert file.stat().st_size > 5000
-    assert not draw_sweeps("llava", "title", None, config, scores, tmp_path / "none.png")
-    assert sweeps("llava")["object_layer"] == tuple(sorted(sweeps("llava")["object_layer"]))
+    assert not draw_sweeps(SWEPT, "title", None, config, scores, tmp_path / "none.png")
 
 
 def test_a_run_says_what_differs_from_the_default():
     settings = read(BENCHMARKS["llava"], tiny=True, env={})
     (default,) = plan(settings)
-    assert default.label == "N' = 192, hiprune_tiny"
+    assert default.label == "N' = 48, hiprune_tiny"
     changed = replace(settings.config, alpha=0.3, object_layer=5, buffer="row")
     (run,) = plan(replace(settings, config=changed))
-    assert run.label == "N' = 192, alpha 0.3, layer 5, buffer row, hiprune_tiny"
+    assert run.label == "N' = 48, alpha 0.3, layer 5, buffer row, hiprune_tiny"
+
+
+@pytest.mark.parametrize("family", BENCHMARKS)
+def test_the_tiny_ablation_makes_what_it_needs_and_runs_every_setting(family, monkeypatch):
+    for name in ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT"):
+        monkeypatch.delenv(name, raising=False)
+    run = []
+    monkeypatch.setattr(ablation, "make_tiny", create_autospec(ablation.make_tiny))
+    monkeypatch.setattr(ablation, "run_all", lambda runs: run.extend(runs) or {})
+    monkeypatch.setattr(ablation, "end_on_signals", lambda: None)
+    monkeypatch.setattr(ablation, "report", lambda settings: None)
+    monkeypatch.setattr("sys.argv", ["ablation.py", "--family", family, "--tiny"])
+    assert ablation.main() == 0
+    (settings,) = ablation.make_tiny.call_args.args
+    assert settings.tiny and settings.benchmark is BENCHMARKS[family]
+    assert run[0].folder.parent.name == "unpruned"
+    layers = {one.environment.get("HIPRUNE_OBJECT_LAYER") for one in run[1:]}
+    assert layers == {str(layer) for layer in settings.benchmark.tiny.layers}

@@ -1,4 +1,4 @@
-"""The bench scripts as a user starts them: real evaluations of the tiny checkpoint by lmms-eval.
+"""The bench scripts as a user starts them: real evaluations of the tiny checkpoints by lmms-eval.
 
 Each launch takes ten seconds and more, so that one story is told by few of them: a command is
 interrupted, started again until its good task is done and its bad one has failed, and once more.
@@ -19,8 +19,9 @@ pytest.importorskip("llava", reason="the llava package lives in .venv-llava alon
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD, BAD = "hiprune_tiny", "no_such_task"
-LIMIT = 5  # odd: two processes cannot share it out evenly
-SETTINGS = {"HIPRUNE_RETENTION": "17", "HIPRUNE_ALPHA": "0.25", "HIPRUNE_OBJECT_LAYER": "7"}
+LIMIT = 5  # odd: two processes cannot share it out evenly; a question of each kind
+SETTINGS = {"HIPRUNE_RETENTION": "17", "HIPRUNE_ALPHA": "0.25", "HIPRUNE_OBJECT_LAYER": "5"}
+METRICS = ("existence_accuracy", "existence_f1", "colour", "shape", "count", "position")
 VARIABLES = ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT")
 
 
@@ -50,15 +51,26 @@ def bench(folder, **variables):
     return process.returncode, output
 
 
-def results(folder, task=GOOD):
-    (path,) = folder.glob(f"the logs/*/*/{task}/**/*_results.json")
+def results(folder, task=GOOD, setting="*"):
+    (path,) = folder.glob(f"the logs/*/{setting}/{task}/**/*_results.json")
     return json.loads(path.read_text())
 
 
-def answers(folder, task=GOOD):
-    (path,) = folder.glob(f"the logs/*/*/{task}/**/*_samples_*.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {line["doc_id"]: (line["filtered_resps"], line["pope_accuracy"]) for line in lines}
+def samples(folder, task=GOOD, setting="*"):
+    (path,) = folder.glob(f"the logs/*/{setting}/{task}/**/*_samples_*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def answers(folder):
+    return {
+        line["doc_id"]: (line["filtered_resps"], *(line[name] for name in METRICS))
+        for line in samples(folder)
+    }
+
+
+def share_of_right_answers(folder, setting):
+    lines = samples(folder, setting=setting)
+    return sum(line["filtered_resps"] == line["target"] for line in lines) / len(lines)
 
 
 def states(folder):
@@ -108,7 +120,7 @@ def again(finished, folder):
 def test_an_interrupted_run(interrupted):
     status, output, seconds, children, alive, folders = interrupted
     assert status == 130
-    assert f"[1/2] N' = 17, alpha 0.25, layer 7, {GOOD}: running" in output
+    assert f"[1/2] N' = 17, alpha 0.25, layer 5, {GOOD}: running" in output
     assert "interrupted; the same command goes on" in output
     assert "Traceback" not in output
     assert seconds < 15
@@ -120,12 +132,12 @@ def test_an_interrupted_run(interrupted):
 def test_a_failed_task_does_not_stop_the_others(finished):
     status, output, folders = finished
     assert status == 1
-    assert f"[1/2] N' = 17, alpha 0.25, layer 7, {GOOD}: done" in output
-    assert f"[2/2] N' = 17, alpha 0.25, layer 7, {BAD}: FAILED" in output
+    assert f"[1/2] N' = 17, alpha 0.25, layer 5, {GOOD}: done" in output
+    assert f"[2/2] N' = 17, alpha 0.25, layer 5, {BAD}: FAILED" in output
     assert folders == [GOOD, f"{BAD}.failed"]
     # Said once when it happens, and once more where the reader will look: at the end.
     last = output.splitlines()[-1]
-    assert last.startswith(f"FAILED N' = 17, alpha 0.25, layer 7, {BAD}: ")
+    assert last.startswith(f"FAILED N' = 17, alpha 0.25, layer 5, {BAD}: ")
     assert f"not found: {BAD}" in last
 
 
@@ -133,8 +145,11 @@ def test_the_table_at_the_end(finished, folder):
     _, output, _ = finished
     (row,) = (line for line in output.splitlines() if line.startswith("| 17"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    accuracy = results(folder)["results"][GOOD]["pope_accuracy,none"]
-    assert cells == ["17", "ours", f"{100 * accuracy:.1f}", "–", "17.0"]
+    found = results(folder)["results"][GOOD]
+    scores = {name: 100 * found[f"{name},none"] for name in METRICS}
+    mean = sum(score for name, score in scores.items() if name != "existence_f1") / 5
+    cells_of_scores = [f"{score:.1f}" for score in (*scores.values(), mean)]
+    assert cells == ["17", "ours", *cells_of_scores, "–", "–", "17.0"]
     assert f"LIMIT = {LIMIT} samples a task" in output
     (kept,) = folder.glob("the logs/*/table.md")
     assert kept.read_text().strip() in output
@@ -143,7 +158,7 @@ def test_the_table_at_the_end(finished, folder):
 def test_the_record_in_the_results(finished, folder):
     record = results(folder)["hiprune"]
     found = {name: record[name] for name in ("pruned", "retention", "alpha", "object_layer")}
-    assert found == {"pruned": True, "retention": 17, "alpha": 0.25, "object_layer": 7}
+    assert found == {"pruned": True, "retention": 17, "alpha": 0.25, "object_layer": 5}
     assert record["family"] == "llava"
     assert record["images"] == LIMIT
     assert record["visual_tokens_per_image"] == 17.0
@@ -154,8 +169,8 @@ def test_the_record_in_the_results(finished, folder):
 def test_started_again_it_tries_what_failed(again):
     status, output, (good, bad), (good_now, bad_now) = again
     assert status == 1
-    assert f"[1/2] N' = 17, alpha 0.25, layer 7, {GOOD}: finished before" in output
-    assert f"[2/2] N' = 17, alpha 0.25, layer 7, {BAD}: FAILED" in output
+    assert f"[1/2] N' = 17, alpha 0.25, layer 5, {GOOD}: finished before" in output
+    assert f"[2/2] N' = 17, alpha 0.25, layer 5, {BAD}: FAILED" in output
     assert good_now == good
     assert bad_now > bad
     assert "| 17" in output
@@ -176,14 +191,24 @@ def test_two_processes_give_the_scores_of_one(finished, folder, tmp_path):
     assert two["hiprune"]["visual_tokens_per_image"] == 17.0
 
 
-def test_llava_next(tmp_path):
-    status, output = bench(tmp_path, script="bench_llava_next.sh", RETENTIONS="160", LIMIT="3")
+def test_a_trained_model_answers(tmp_path):
+    status, output = bench(tmp_path, RETENTIONS="unpruned", LIMIT="10")
     assert status == 0, output
+    assert share_of_right_answers(tmp_path, "unpruned*") >= 0.8
     record = results(tmp_path)["hiprune"]
-    assert (record["family"], record["retention"]) == ("llava_next", 160)
-    # int(160 / views) a view, and there are 2 to 5 views.
-    assert 150 < record["visual_tokens_per_image"] <= 160
-    assert "| 160 " in output
+    assert (record["pruned"], record["visual_tokens_per_image"]) == (False, 144.0)
+
+
+def test_llava_next(tmp_path):
+    settings = {"RETENTIONS": "unpruned 163", "LIMIT": "10"}
+    status, output = bench(tmp_path, script="bench_llava_next.sh", **settings)
+    assert status == 0, output
+    assert share_of_right_answers(tmp_path, "unpruned*") >= 0.8
+    record = results(tmp_path, setting="retention-163_*")["hiprune"]
+    assert (record["family"], record["retention"]) == ("llava_next", 163)
+    # int(163 / views) a view, and there are 5 views.
+    assert record["visual_tokens_per_image"] == 160
+    assert "| 163 " in output
 
 
 @pytest.mark.parametrize(

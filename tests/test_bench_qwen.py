@@ -29,24 +29,45 @@ def bench(script, *arguments, **variables):
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "variables", "tokens"),
+    ("script", "arguments", "budget", "tokens"),
     [
-        ("bench_qwen.sh", ["--tiny"], {"HIPRUNE_QWEN_RETENTION": "0.112"}, None),
-        ("bench_llava.sh", ["--tiny", "--hf"], {"HIPRUNE_RETENTION": "64"}, 64),
-        ("bench_llava_next.sh", ["--hf", "--tiny"], {"HIPRUNE_RETENTION": "160"}, None),
+        ("bench_qwen.sh", ["--tiny"], "0.112", 16),
+        ("bench_llava.sh", ["--tiny", "--hf"], "16", 16),
+        # int(83 / views) a view, and there are 5 views.
+        ("bench_llava_next.sh", ["--hf", "--tiny"], "83", 80),
     ],
 )
-def test_a_run_ends_with_a_table(tmp_path, script, arguments, variables, tokens):
-    done = bench(script, *arguments, LIMIT="2", OUTPUT=str(tmp_path), **variables)
+def test_a_run_ends_with_a_table(tmp_path, script, arguments, budget, tokens):
+    settings = {"LIMIT": "10", "RETENTIONS": f"unpruned {budget}", "OUTPUT": str(tmp_path)}
+    done = bench(script, *arguments, **settings)
     assert done.returncode == 0, done.stdout
-    (budget,) = variables.values()
     assert f"N' = {budget}" in done.stdout
     assert f"| {budget} " in done.stdout
+    (path,) = tmp_path.glob("*/retention-*/**/*_results.json")
+    record = json.loads(path.read_text())["hiprune"]
+    assert str(record["retention"]) == budget and record["images"] == 10
+    assert record["visual_tokens_per_image"] == tokens
+    # The model is a trained one: unpruned it knows the answers.
+    (path,) = tmp_path.glob("*/unpruned*/**/*_samples_*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    right = [line["filtered_resps"] == line["target"] for line in lines]
+    assert len(right) == 10 and sum(right) >= 8
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "name", "value"),
+    [
+        ("bench_qwen.sh", ["--tiny"], "HIPRUNE_QWEN_RETENTION", "0.112"),
+        ("bench_llava.sh", ["--tiny", "--hf"], "HIPRUNE_RETENTION", "16"),
+    ],
+)
+def test_one_budget_by_the_variable_of_the_family(tmp_path, script, arguments, name, value):
+    done = bench(script, *arguments, LIMIT="2", OUTPUT=str(tmp_path), **{name: value})
+    assert done.returncode == 0, done.stdout
+    assert f"[1/1] N' = {value}" in done.stdout
     (path,) = tmp_path.rglob("*_results.json")
     record = json.loads(path.read_text())["hiprune"]
-    assert str(record["retention"]) == budget and record["images"] == 2
-    if tokens is not None:
-        assert record["visual_tokens_per_image"] == tokens
+    assert str(record["retention"]) == value and record["images"] == 2
 
 
 @pytest.mark.parametrize("value", ["", "abc", "0", "1.5", "nan", "64"])

@@ -143,7 +143,43 @@ def test_tiny_stays_off_the_hub():
         assert run.environment["HF_HUB_OFFLINE"] == run.environment["HF_DATASETS_OFFLINE"] == "1"
         command = run.command(run.folder)
         include_path = Path(command[command.index("--include_path") + 1])
-        assert include_path.parent == ROOT / ".tiny"  # one for each environment
+        assert include_path == ROOT / ".tiny" / "tasks" / "llava"
+
+
+@pytest.mark.parametrize("family", BENCHMARKS)
+def test_tiny_has_defaults_of_its_own(family):
+    benchmark = BENCHMARKS[family]
+    settings = read_settings(benchmark, True, {})
+    tiny = benchmark.tiny
+    assert settings.checkpoint == str(tiny.checkpoint)
+    assert settings.budgets == ("unpruned", *map(str, tiny.retentions))
+    assert settings.config.object_layer == settings.object_layer == tiny.object_layer
+    runs = plan(settings)
+    assert not any("layer" in run.label for run in runs)
+    pruned = [run.environment for run in runs[1:]]
+    assert all(env["HIPRUNE_OBJECT_LAYER"] == str(tiny.object_layer) for env in pruned)
+    model_args = runs[0].command(runs[0].folder)
+    model_args = model_args[model_args.index("--model_args") + 1].split(",")
+    # Its scenes have 336 x 336 pixels, less than the released model's smallest image.
+    assert ("min_pixels=112896" in model_args) is (family == "qwen2_5_vl")
+    real = read_settings(benchmark, False, {})
+    assert "min_pixels" not in " ".join(plan(real)[0].command(runs[0].folder))
+    assert real.object_layer == (16 if family == "qwen2_5_vl" else 9)
+
+
+def test_tiny_with_settings_of_the_caller():
+    environment = {"HIPRUNE_OBJECT_LAYER": "5", "HIPRUNE_RETENTION": "17", "CKPT": "/mine/llava"}
+    settings = read_settings(LLAVA, True, environment)
+    assert (settings.checkpoint, settings.budgets) == ("/mine/llava", ("17",))
+    (run,) = plan(settings)
+    assert run.label == "N' = 17, layer 5, hiprune_tiny"
+    assert run.environment["HIPRUNE_OBJECT_LAYER"] == "5"
+
+
+def test_both_formats_of_a_tiny_checkpoint_have_a_folder_of_their_own():
+    folders = {read_settings(benchmark, True, {}).folder for benchmark in BENCHMARKS.values()}
+    assert len(folders) == len(BENCHMARKS)
+    assert {folder.parent for folder in folders} == {ROOT / "logs"}
 
 
 def folder(**changes):
