@@ -129,6 +129,24 @@ def test_folders_name_what_changes_the_answers(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("variables", "ending"),
+    [
+        ({"METHOD": "random"}, "_method-random_seed-0"),
+        ({"METHOD": "random", "SEED": "3"}, "_method-random_seed-3"),
+        ({"METHOD": "uniform"}, "_method-uniform"),
+        ({"SCORE": "cls", "BUFFER": "row"}, "_score-cls_buffer-row"),
+        ({"REGISTERS": "0"}, "_registers-False"),
+        ({"METHOD": "hiprune", "BUFFER": "cross", "SEED": "3"}, ""),  # the paper's method
+    ],
+)
+def test_another_method_has_another_folder(monkeypatch, variables, ending):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"HIPRUNE_{name}", value)
+    assert settings.folder("64") == f"retention-64_alpha-0.1_layer-9{ending}"
+    assert settings.folder("unpruned") == "unpruned"
+
+
+@pytest.mark.parametrize(
     ("checkpoint", "budget", "column", "score"),
     [
         ("liuhaotian/llava-v1.5-7b", "unpruned", "TextVQA", "58.2"),

@@ -17,7 +17,8 @@ UNPRUNED = "unpruned"
 
 
 def folder(budget: str) -> str:
-    """ "unpruned", or N', alpha and l as HIPRUNE_* variables give them.
+    """ "unpruned", or N', alpha, l and what else differs from the paper's method, as HIPRUNE_*
+    variables give them.
 
     Raises:
         HiPruneError: a budget or a variable that no LLaVA model accepts.
@@ -28,7 +29,9 @@ def folder(budget: str) -> str:
     check_environment(environ)
     # LLaVA-NeXT's bounds include LLaVA-1.5's; the model's own are checked when it is loaded.
     config = HiPruneConfig.from_env("llava_next", environ)
-    return f"retention-{config.retention}_alpha-{config.alpha}_layer-{config.object_layer}"
+    variant = "".join(f"_{name}-{value}" for name, value in config.variant().items())
+    layer = config.object_layer
+    return f"retention-{config.retention}_alpha-{config.alpha}_layer-{layer}{variant}"
 
 
 def main() -> int:
