@@ -9,6 +9,8 @@ from pathlib import Path
 from columns import scores
 from paper import UNPRUNED
 
+KEPT = "runs.jsonl"
+
 
 @dataclass
 class Table:
@@ -51,12 +53,7 @@ class Table:
 
 def read_tables(logs: Path) -> list[Table]:
     """All tables that the finished runs under ``logs`` make; the newest of equal runs counts."""
-    results = [
-        json.loads(path.read_text())
-        for path in sorted(logs.rglob("*_results.json"))
-        if not any(part.endswith((".running", ".failed")) for part in path.relative_to(logs).parts)
-    ]
-    results = sorted((r for r in results if "hiprune" in r), key=lambda r: r["date"])
+    results = read_results(logs)
     tables: dict[tuple, Table] = {}
     for result in results:
         record = result["hiprune"]
@@ -76,6 +73,21 @@ def read_tables(logs: Path) -> list[Table]:
         for table in mates:
             _add(table, UNPRUNED, result)
     return list(tables.values())
+
+
+def read_results(logs: Path) -> list[dict]:
+    """What every finished run under ``logs`` says of itself, the oldest first.
+
+    Runs are lmms-eval's results files, or lines of the file that keep_results.py makes of them.
+    """
+    results = [
+        json.loads(path.read_text())
+        for path in sorted(logs.rglob("*_results.json"))
+        if not any(part.endswith((".running", ".failed")) for part in path.relative_to(logs).parts)
+    ]
+    for path in sorted(logs.rglob(KEPT)):
+        results += [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted((r for r in results if "hiprune" in r), key=lambda r: r["date"])
 
 
 def _run_key(result: dict) -> tuple:

@@ -1,0 +1,115 @@
+"""HiPrune beside simple methods behind methods.sh: every budget in turn, resumable; table, curve.
+
+Called by methods.sh, which makes the environment and hands over the variables that its --help
+lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+
+from ablation_report import table_of
+from bench import end_on_signals, finished_tables, number, plan, run_all
+from bench_settings import Settings, read_settings
+from benchmarks import BENCHMARKS, Benchmark
+from methods_report import Curve, draw, render
+from paper import UNPRUNED, short_name
+from tiny import make_tiny
+
+from hiprune import HiPruneConfig, HiPruneError
+from hiprune.config import DEFAULT_ALPHA
+
+SEEDS = (0, 1, 2)
+OURS = ("HIPRUNE_ALPHA", "HIPRUNE_OBJECT_LAYER")
+
+
+def read(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
+    """The settings of HiPrune's runs, at every budget of the curve.
+
+    Raises:
+        HiPruneError: a variable with what is not accepted, or that the comparison itself sets.
+    """
+    for name in env:
+        if name.startswith("HIPRUNE_") and name not in OURS:
+            raise HiPruneError(
+                f"{name}={env[name]!r}: accepted are only {' and '.join(OURS)}, since the "
+                "comparison sets the others itself; budgets are in RETENTIONS"
+            )
+    curve = benchmark.tiny.curve if tiny else benchmark.retentions
+    env = {"RETENTIONS": " ".join(map(str, (UNPRUNED, *curve))), **env}
+    return read_settings(benchmark, tiny, env)
+
+
+def configs(settings: Settings) -> dict[str, list[HiPruneConfig]]:
+    """Method -> its configurations, one a seed."""
+    ours = settings.config
+    plain = replace(ours, alpha=DEFAULT_ALPHA)  # the others have no alpha: one folder for all
+    found = {
+        "hiprune": [ours],
+        "uniform": [replace(plain, method="uniform")],
+        "random": [replace(plain, method="random", seed=seed) for seed in SEEDS],
+    }
+    if settings.benchmark.family != "qwen2_5_vl":  # its tower has no class token
+        found["cls"] = [replace(plain, method="cls")]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--family", choices=BENCHMARKS, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    try:
+        settings = read(BENCHMARKS[args.family], args.tiny, dict(os.environ))
+    except HiPruneError as error:
+        print(error, file=sys.stderr)
+        return 2
+    end_on_signals()
+    pruned = tuple(budget for budget in settings.budgets if budget != UNPRUNED)
+    runs = plan(replace(settings, budgets=(UNPRUNED,)))
+    for config in (config for several in configs(settings).values() for config in several):
+        runs += plan(replace(settings, config=config, budgets=pruned))
+    try:
+        if settings.tiny:
+            make_tiny(settings)
+        failures = run_all(runs)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on with the run that it was at", flush=True)
+        return 130
+    report(settings, [number(budget) for budget in pruned])
+    for label, reason in failures.items():
+        print(f"FAILED {label}: {reason}")
+    return 1 if failures else 0
+
+
+def report(settings: Settings, budgets: list[int | float]) -> None:
+    """Print the table; keep it, and the curve's picture, beside the runs."""
+    found = finished_tables(settings)
+    base = next((table.rows[UNPRUNED] for table in found if UNPRUNED in table.rows), None)
+    if base is None:
+        print("\nno table: the unpruned run has not finished")
+        return
+    curves = []
+    for method, several in configs(settings).items():
+        tables = [table_of(found, config) for config in several]
+        rows = {
+            budget: [t.rows[budget] for t in tables if t and budget in t.rows] for budget in budgets
+        }
+        reached = [
+            {budget: table.tokens(budget) for budget in budgets} for table in tables if table
+        ]
+        curves.append(Curve(method, rows, reached[0] if reached else {}))
+    text = render(short_name(settings.checkpoint), base, curves, settings.tiny)
+    file = settings.folder / "methods.md"
+    file.write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\ntable: {file}")
+    title = f"{short_name(settings.checkpoint)}: score over kept tokens"
+    if draw(title, base, curves, settings.tiny, file.with_suffix(".png")):
+        print(f"curve: {file.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
