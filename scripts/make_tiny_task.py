@@ -1,8 +1,9 @@
 """Make the lmms-eval task of --tiny: questions on generated scenes that no training has seen.
 
 The scenes are drawn as the small models under assets/ know them (scripts/tiny_train/scenes.py),
-from a seed of their own; an image has a question of each kind: existence, counted as POPE does,
-colour, shape, count and position.
+from a seed of their own. An image has five questions: existence, counted as POPE does, colour,
+shape, count and position; where a scene gives nothing to ask of a kind (no colour that one thing
+alone has, say), a second on existence takes its place.
 
     python scripts/make_tiny_task.py --family llava --output .tiny/tasks/llava
 """

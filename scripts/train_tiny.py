@@ -7,9 +7,9 @@ Needs transformers 5.17 or newer:
     python scripts/train_tiny.py --family llava --output .tiny/trained/llava
 
 leaves in the folder `checkpoint/`, a model that transformers reads, with its card, and
-`curve.jsonl`, loss and accuracy on held-out scenes over the steps. A run that was interrupted goes
-on with --resume, with the batches that it would have seen. LLaVA-NeXT begins with the weights of
-LLaVA-1.5:
+`curve.jsonl`, training loss and accuracy on held-out scenes over the steps. A run that was
+interrupted goes on with --resume, with the batches that it would have seen. LLaVA-NeXT begins with
+the weights of LLaVA-1.5:
 
     python scripts/train_tiny.py --family llava_next --start .tiny/trained/llava --output ...
 """

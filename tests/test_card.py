@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -14,21 +15,23 @@ pytest.importorskip("transformers", minversion="5", reason="needs the environmen
 import train_tiny
 from tiny_train import card, loop
 from tiny_train.batches import Steps
+from tiny_train.questions import KINDS
 
 SCENES = 32
 # A run of two steps would have all answers wrong.
 SCORES = {"existence": 0.75, "colour": 0.5, "shape": 0.25, "count": 1.0, "position": 0.0}
-ERRORS = ("7.7", "8.8", "7.7", "0.0", "0.0")  # sqrt(p (1 - p) / 32)
 
 
 class Measured:
     """In place of the measuring for the card: what it was given, and SCORES."""
 
     def __init__(self):
-        self.images, self.rounded = [], None
+        self.images, self.rounded, self.asked = [], None, Counter()
 
     def __call__(self, trainee, batches, bfloat16):
-        self.images = [image for batch in batches for image in batch.images]
+        for batch in batches:
+            self.images += list(batch.images)
+            self.asked.update(KINDS[kind] for kind in batch.kinds.flatten().tolist())
         self.rounded = all(torch.equal(w, w.half().float()) for w in trainee.model.parameters())
         return {**SCORES, "mean": 0.5}
 
@@ -77,7 +80,8 @@ def test_what_it_says_of_the_run(run, text):
     size = (output / "checkpoint" / "model.safetensors").stat().st_size
     assert f"{size / 2e6:.1f}" in words  # million parameters, of two bytes each
     assert "144 visual tokens an image of 168 x 168 pixels" in words
-    assert "4 scenes, each seen once, with 5 questions each on existence, colour" in words
+    assert "4 scenes, each seen once, the first 2 to the vision tower alone, without " in words
+    assert "; 5 questions each on existence, colour" in words
     for setting in ("Steps 2", "batch 2", "per_kind 1", "tower_steps 1", "seed 0"):
         assert setting in words
     last = json.loads((output / loop.CURVE).read_text().splitlines()[-1])
@@ -91,12 +95,19 @@ def test_the_table_is_of_the_weights_as_shipped_on_unseen_scenes(run, text):
     assert f"On {SCENES} unseen scenes" in text and len(measured.images) == SCENES
     lines = [line for line in text.splitlines() if line.startswith("|")]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert header == ["questions on", "accuracy, %", "standard error"]
+    assert header == ["questions on", "how many", "accuracy, %", "standard error"]
+    asked = measured.asked
+    assert sum(asked.values()) == 5 * SCENES and asked["existence"] > asked["colour"]
     assert rows[:-1] == [
-        [kind, f"{100 * share:.1f}", error]
-        for (kind, share), error in zip(SCORES.items(), ERRORS, strict=True)
+        [
+            kind,
+            str(asked[kind]),
+            f"{100 * p:.1f}",
+            f"{100 * (p * (1 - p) / asked[kind]) ** 0.5:.1f}",
+        ]
+        for kind, p in SCORES.items()
     ]
-    assert rows[-1] == ["mean", "50.0", ""]
+    assert rows[-1] == ["mean of the kinds", "", "50.0", ""]
 
 
 def test_the_scenes_of_the_table_are_not_those_of_the_curve(run):

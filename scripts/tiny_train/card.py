@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from shutil import copyfile
 
 from sysbench.machine import hardware, short_name, versions
 
-from tiny_train.batches import HELD_OUT, Steps
+from tiny_train.batches import HELD_OUT, Batch, Steps
 from tiny_train.loop import CURVE, Recipe, measure
 from tiny_train.questions import KINDS
 from tiny_train.scenes import COLOURS, SHAPES, TEXTURES, THINGS
@@ -30,18 +32,25 @@ def write_card(trainee: Trainee, recipe: Recipe, output: Path, command: str) -> 
     folder = output / "checkpoint"
     copyfile(output / CURVE, folder / CURVE)
     lines = [json.loads(line) for line in (output / CURVE).read_text().splitlines()]
-    scores, per_kind = _accuracy(trainee, recipe)
-    text = _text(trainee, recipe, command, lines, scores, per_kind * SCENES)
+    scores, asked = _accuracy(trainee, recipe)
+    text = _text(trainee, recipe, command, lines, scores, asked)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return folder
 
 
-def _accuracy(trainee: Trainee, recipe: Recipe) -> tuple[dict[str, float], int]:
-    """Unpruned accuracy by kind on scenes that neither training nor its curve have seen."""
-    per_kind = recipe.per_kind
+def _accuracy(trainee: Trainee, recipe: Recipe) -> tuple[dict[str, float], Counter[str]]:
+    """Unpruned accuracy by kind, and questions of each, on scenes that nothing has seen so far."""
     shared = (trainee.prompts, trainee.drawing, trainee.grids)
-    data = Steps(*shared, HELD_OUT + 1, 16, per_kind, SCENES // 16, plain=True)
-    return measure(trainee, (data[i] for i in range(len(data))), recipe.bfloat16), per_kind
+    data = Steps(*shared, HELD_OUT + 1, 16, recipe.per_kind, SCENES // 16, plain=True)
+    asked: Counter[str] = Counter()
+
+    def batches() -> Iterator[Batch]:
+        for index in range(len(data)):
+            batch = data[index]
+            asked.update(KINDS[kind] for kind in batch.kinds.flatten().tolist())
+            yield batch
+
+    return measure(trainee, batches(), recipe.bfloat16), asked
 
 
 def _text(
@@ -50,17 +59,21 @@ def _text(
     command: str,
     curve: list[dict],
     scores: dict[str, float],
-    asked: int,
+    asked: Counter[str],
 ) -> str:
     name, tokens = NAMES[trainee.family], sum(columns**2 for columns in trainee.grids)
     millions = sum(p.numel() for p in trainee.model.parameters()) / 1e6
     settings = ", ".join(f"{k} {v}" for k, v in asdict(recipe).items() if k not in ("family",))
-    rows = [
-        f"| {kind} | {100 * scores[kind]:.1f} | {_error(scores[kind], asked)} |" for kind in KINDS
-    ]
+    rows = []
+    for kind in KINDS:
+        share, n = scores[kind], asked[kind]
+        rows.append(f"| {kind} | {n} | {100 * share:.1f} | {_error(share, n)} |")
     device = trainee.shift.device
     used = ", ".join(f"{name} {number}" for name, number in versions().items() if name != "hiprune")
     last, side = curve[-1], trainee.drawing.side
+    shown = recipe.tower_steps * recipe.batch
+    tower = f", the first {shown:,} to the vision tower alone, without questions" * bool(shown)
+    total = recipe.steps * recipe.batch
     start = "" if recipe.tower_steps else " The weights of the tiny LLaVA-1.5 are its first."
     sizes = " to ".join(f"{100 * size:.0f}" for size in trainee.drawing.sizes)
     return f"""---
@@ -77,7 +90,7 @@ trained for: the model never saw a prompt with tokens missing.
 ## Data
 Scenes that follow from a seed (`scripts/tiny_train/scenes.py`): {THINGS[0]} to {THINGS[1]} things,
 {len(SHAPES)} shapes, {len(COLOURS)} colours, {len(TEXTURES)} textures, {sizes} % of the side wide,
-on grey clouds with lines and outlines. {recipe.steps * recipe.batch:,} scenes, each seen once, with
+on grey clouds with lines and outlines. {total:,} scenes, each seen once{tower};
 {5 * recipe.per_kind} questions each on {", ".join(KINDS)} (`scripts/tiny_train/questions.py`).
 
 ## Recipe
@@ -87,15 +100,15 @@ on grey clouds with lines and outlines. {recipe.steps * recipe.batch:,} scenes, 
 Answers' cross-entropy, and beside it linear heads on the tower's tokens (what lies under each,
 dropped after training).{start} {settings[0].upper() + settings[1:]}.
 {last["minutes"]:.0f} minutes of wall time on {short_name(hardware(device))}; {used}.
-`curve.jsonl`: loss and accuracy on 128 held-out scenes over the steps.
+`curve.jsonl`: loss in training, and accuracy on 128 held-out scenes, over the steps.
 
 ## Unpruned accuracy
 On {SCENES} unseen scenes, weights as shipped, computed as in training:
 
-| questions on | accuracy, % | standard error |
-|---|---|---|
+| questions on | how many | accuracy, % | standard error |
+|---|---|---|---|
 {chr(10).join(rows)}
-| mean | {100 * scores["mean"]:.1f} | |
+| mean of the kinds | | {100 * scores["mean"]:.1f} | |
 """
 
 
