@@ -1,0 +1,167 @@
+"""Finished benchmark runs as the curves and sweeps that scripts/ draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import paths
+from ablation_report import draw_sweeps, scores_of, table_of
+from ablation_report import render as render_ablation
+from ablation_settings import sweeps
+from benchmarks import BENCHMARKS, Benchmark
+from IPython.display import Image, Markdown, display
+from methods_report import NAMES, Curve
+from methods_report import draw as draw_curves
+from methods_report import render as render_curves
+from paper import UNPRUNED, short_name, tables_of
+from table_runs import Table, read_tables
+
+from hiprune import HiPruneConfig
+from hiprune.config import FAMILIES
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All finished runs of one checkpoint with one limit.
+
+    Attributes:
+        benchmark: that they are of.
+        tiny: whether the checkpoint is the small trained one.
+    """
+
+    checkpoint: str
+    limit: float | None
+    tables: list[Table]
+    benchmark: Benchmark
+    tiny: bool
+
+    @property
+    def title(self) -> str:
+        cut = f", first {self.limit:g} samples" if self.limit else ""
+        return f"{short_name(self.checkpoint)}{cut}"
+
+    @property
+    def unpruned(self) -> dict[str, float] | None:
+        return next((t.rows[UNPRUNED] for t in self.tables if UNPRUNED in t.rows), None)
+
+    @property
+    def samples(self) -> int | None:
+        """Answers in the unpruned run, over all tasks; one an image that it was given."""
+        counts = next((t.counts.get(UNPRUNED) for t in self.tables if UNPRUNED in t.rows), None)
+        return sum(n for n, _ in counts.values()) if counts else None
+
+    @property
+    def object_layer(self) -> int:
+        tiny = self.benchmark.tiny.object_layer
+        return tiny if self.tiny else FAMILIES[self.benchmark.family].object_layer
+
+    def config(self, **fields: object) -> HiPruneConfig:
+        return HiPruneConfig(**{"object_layer": self.object_layer, **fields})
+
+    def curves(self) -> list[Curve]:
+        """A method each, those that have run."""
+        seeds = {t.variant.get("seed", 0) for t in self.tables if t.variant.get("method")}
+        found = []
+        for method in NAMES:
+            configs = [self.config(method=method)]
+            if method == "random":
+                configs = [replace(configs[0], seed=seed) for seed in sorted(seeds)]
+            tables = [t for t in (table_of(self.tables, config) for config in configs) if t]
+            budgets = sorted({b for t in tables for b in t.rows if b != UNPRUNED}, reverse=True)
+            if budgets:
+                rows = {b: [t.rows[b] for t in tables if b in t.rows] for b in budgets}
+                tokens = {b: next(t.tokens(b) for t in tables if b in t.rows) for b in budgets}
+                found.append(Curve(method, rows, tokens))
+        return _same_budgets(found)
+
+    def budget_of_ablation(self) -> int | float | None:
+        """The budget with most of the settings that the ablation goes through, if it ran."""
+        changed = [t for t in self.tables if t.rows and "method" not in t.variant]
+        budgets = [b for t in changed for b in t.rows if b != UNPRUNED]
+        best = max(budgets, key=budgets.count, default=None)
+        return best if budgets.count(best) > 1 else None
+
+
+def read_finished(logs: str | None = None) -> tuple[list[Finished], str]:
+    """What is under a folder, and the folder, as a reader is told of it.
+
+    Args:
+        logs: the folder; `logs`, or results/tiny where that has no finished run, unless given.
+    """
+    folders = [Path(logs)] if logs else [paths.ROOT / "logs", paths.ROOT / "results" / "tiny"]
+    for folder in folders:
+        groups: dict[tuple, list[Table]] = {}
+        for table in read_tables(folder):
+            groups.setdefault((table.checkpoint, table.limit), []).append(table)
+        found = [_finished(*key, tables) for key, tables in groups.items()]
+        if any(found):
+            return [group for group in found if group], paths.shown(folder)
+    return [], " and ".join(paths.shown(folder) for folder in folders)
+
+
+def show_curves(group: Finished) -> bool:
+    """The table of the methods over budgets and its picture. False: nothing to show."""
+    base, curves = group.unpruned, group.curves()
+    if not base or not curves:
+        return False
+    title = f"{group.title}: score over kept tokens"
+    _show(lambda file: draw_curves(title, base, curves, group.tiny, file), title, group)
+    display(Markdown(render_curves(group.title, base, curves, group.tiny)))
+    return True
+
+
+def show_sweeps(group: Finished) -> bool:
+    """The ablation's tables and the sweeps' picture. False: nothing to show."""
+    budget = group.budget_of_ablation()
+    if budget is None or not group.unpruned:
+        return False
+    scores = scores_of(group.tables, budget)
+    swept = sweeps(group.benchmark, group.tiny, group.object_layer)
+    title = f"{group.title}, N' = {budget}: alpha and the object layer"
+
+    def draw(file: Path) -> bool:
+        return draw_sweeps(swept, title, group.unpruned, group.config, scores, file)
+
+    _show(draw, title, group)
+    family = group.benchmark.family
+    text = render_ablation(family, group.checkpoint, budget, group.config, scores)
+    display(Markdown(text))
+    return True
+
+
+def _show(draw: Callable[[Path], bool], title: str, group: Finished) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "figure.png"
+        if draw(file):
+            caption = f"*{title}; {group.samples} answers a run.*"
+            display(Image(file.read_bytes(), format="png", width=720, alt=title), Markdown(caption))
+
+
+def _finished(checkpoint: str, limit: float | None, tables: list[Table]) -> Finished | None:
+    """None: of a model that no benchmark is of."""
+    name = short_name(checkpoint)
+    for benchmark in BENCHMARKS.values():
+        if name in (benchmark.tiny.checkpoint.name, benchmark.tiny.asset):
+            return Finished(checkpoint, limit, tables, benchmark, tiny=True)
+    families = [short_name(b.checkpoint) for b in BENCHMARKS.values()]
+    for benchmark, released in zip(BENCHMARKS.values(), families, strict=True):
+        models = [model for _, model in tables_of(checkpoint)]
+        if name == released or any(m.family == benchmark.family for m in models):
+            return Finished(checkpoint, limit, tables, benchmark, tiny=False)
+    return None
+
+
+def _same_budgets(curves: list[Curve]) -> list[Curve]:
+    """Every curve with the budgets of all, as the table needs them."""
+    budgets = sorted({budget for curve in curves for budget in curve.rows}, reverse=True)
+    return [
+        replace(
+            curve,
+            rows={b: curve.rows.get(b, []) for b in budgets},
+            tokens={b: curve.tokens.get(b) for b in budgets},
+        )
+        for curve in curves
+    ]

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Execute the notebooks: the paper's figures.
+set -euo pipefail
+SCRIPT=scripts/run_notebooks.sh
+
+usage() {
+    cat <<'USAGE'
+usage: [VARIABLE=value ...] bash scripts/run_notebooks.sh [--tiny] [NAME ...]
+
+Executes the notebooks in notebooks/ and keeps their outputs there; says of each how long it took,
+or which cell failed and why, and goes on with the others. Makes its environment first if it is
+missing. What a notebook draws is set in its first cell.
+
+  NAME     notebooks, such as iou, or files that end in .ipynb (default: all of notebooks/)
+  --tiny   a few images and iterations, no network; notebooks/ is left as it is
+  --help   this text
+
+  COCO     folder with COCO's val2017/ and annotations/       (default: generated scenes and photos)
+  LOGS     finished runs, for accuracy     (default: logs, or results/tiny where logs has none)
+  OUTPUT   folder to write the notebooks to       (default: in place; with --tiny: not written)
+  TIMEOUT  seconds that a cell may take                                             (default 600)
+  VENV     environment                                                       (default .venv-qwen)
+USAGE
+}
+
+source "$(dirname "${BASH_SOURCE[0]}")/bench_common.sh"
+arguments=()
+for argument; do
+    case "$argument" in
+        -h | --help) usage; exit 0 ;;
+        --tiny) arguments+=("$argument") ;;
+        -*)
+            echo "$SCRIPT: unknown argument '$argument'; accepted are --tiny, --help and names" \
+                "of notebooks" >&2
+            exit 2
+            ;;
+        *) arguments+=("$argument") ;;
+    esac
+done
+SETUP=setup_qwen.sh
+REQUIREMENTS=scripts/requirements-qwen.txt
+DEFAULT_VENV=.venv-qwen
+make_environment
+exec "$VENV/bin/python" -W ignore "$ROOT/scripts/run_notebooks.py" ${arguments[@]+"${arguments[@]}"}
