@@ -12,7 +12,7 @@ prints the tables beside the paper's and draws the sweeps. Makes its environment
 missing. Runs that have finished are kept and skipped when the same command is started again.
 
   --model MODEL   llava (default), llava_next, llava_hf, llava_next_hf or qwen2_5_vl
-  --tiny          a tiny checkpoint and a small local task, as of the bench scripts
+  --tiny          the small trained model and its task, as of the bench scripts
   --help          this text
 
 CKPT, TASKS (default gqa mme pope vizwiz_vqa_val, as far as the bench script has them),

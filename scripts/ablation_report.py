@@ -10,9 +10,10 @@ from typing import Any
 from ablation_settings import AblationTable, tables
 from columns import is_averaged, title_of
 from paper import PAPER, PRINTED, short_name
+from table_compare import average as average_over
 from table_markdown import align
 from table_runs import Table
-from table_sheet import MISSING
+from table_sheet import number_text
 
 from hiprune import HiPruneConfig
 
@@ -49,9 +50,9 @@ def average(row: dict[str, float] | None, base: dict[str, float] | None) -> floa
     if not row or not base or row.keys() != base.keys():
         return None
     counted = [key for key in base if is_averaged(key)]
-    if not counted or not all(base[key] for key in counted):
+    if not all(base[key] for key in counted):
         return None
-    return sum(100 * row[key] / base[key] for key in counted) / len(counted)
+    return average_over(row, base, counted)
 
 
 def render(
@@ -88,19 +89,15 @@ def _one(
     lines = [header, ["---"] * len(header)]
     for row in table.rows:
         found = scores(config(**row.fields)) or {}
-        lines.append([row.title, "ours", *_cells(found, tasks), _percent(average(found, base))])
+        lines.append([row.title, "ours", *_cells(found, tasks, average(found, base))])
         printed = paper.get((table.number, row.paper))
         if printed:
-            lines.append(["", "paper", *_cells(printed, titles), _percent(printed[PRINTED])])
+            lines.append(["", "paper", *_cells(printed, titles, printed[PRINTED])])
     return "\n".join(align(lines))
 
 
-def _cells(row: dict[str, float], names: Sequence[str]) -> list[str]:
-    return [f"{row[name]:.1f}" if name in row else MISSING for name in names]
-
-
-def _percent(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1f}"
+def _cells(row: dict[str, float], names: Sequence[str], percent: float | None) -> list[str]:
+    return [*(number_text(row.get(name)) for name in names), number_text(percent)]
 
 
 def _listed(scores: dict[str, float]) -> str:

@@ -12,7 +12,8 @@ its environment first if it is missing. Runs that have finished are kept and ski
 command is started again.
 
   --tiny   the small trained model of this repository on questions about generated scenes: real
-           accuracies on any machine in minutes, without a GPU or a model hub.${HF_USAGE-}
+           accuracies on any machine in minutes, without a GPU or a model hub. The default budgets
+           are the same shares of its fewer tokens, and l is as deep in its 8 layers.${HF_USAGE-}
   --help   this text
 
 what to evaluate

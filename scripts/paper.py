@@ -36,6 +36,10 @@ class Model:
         variables: of the bench script beside CKPT, to run all that it can of the table.
         vizwiz_val: unpruned VizWiz on the val split, where the table's is of another split than
             its pruned rows: the baseline that percentages are taken of.
+        vizwiz_test: whether the table's unpruned VizWiz is probably of the test split, while its
+            pruned rows are of val and what it is on val is not known: the number that LLaVA's own
+            docs/MODEL_ZOO.md has of the first checkpoint, whose docs/Evaluation.md takes VizWiz's
+            test split.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Model:
     marks: dict[str, str] = field(default_factory=dict, hash=False)
     variables: str = ""
     vizwiz_val: float | None = None
+    vizwiz_test: bool = False
 
     def has(self, checkpoint: str) -> bool:
         """Whether a name or a path is of one of the checkpoints: its last part tells."""
@@ -103,12 +108,14 @@ _NEXT_7B = Model(
     "LLaVA-NeXT-7B",
     "llava_next",
     ("liuhaotian/llava-v1.6-vicuna-7b", "llava-hf/llava-v1.6-vicuna-7b-hf"),
+    vizwiz_test=True,
 )
 _LLAVA_13B = Model(
     "LLaVA-1.5-13B",
     "llava",
     ("liuhaotian/llava-v1.5-13b", "llava-hf/llava-1.5-13b-hf"),
     {"model": "LLaVA-1.5-13B"},
+    vizwiz_test=True,
 )
 _NEXT_13B = Model(
     "LLaVA-NeXT-13B",

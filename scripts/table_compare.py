@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paper import PRINTED, UNPRUNED
 from table_sheet import DIFFERENCE, OTHER, OURS, PAPER, Block, Heading, Row
 
 VIZWIZ = "VizWiz"
+AVERAGE, PRINTED_TITLE = "avg %", "printed avg %"
 Scores = dict[str, float]  # title of a column -> score in the paper's unit
 
 
@@ -35,11 +37,11 @@ class Shape:
     def headings(self) -> tuple[Heading, ...]:
         found = [Heading(title) for title in self.titles]
         found += [Heading("mean")] if self.mean else []
-        found += [Heading("avg %")]
+        found += [Heading(AVERAGE)]
         if self.vizwiz is not None:
-            found += [Heading(f"avg %, VizWiz of {self.vizwiz:.1f}")]
+            found += [Heading(f"{AVERAGE}, VizWiz of {self.vizwiz:.1f}")]
         found += [Heading("columns", digits=0)]
-        found += [Heading("printed avg %")] if self.printed else []
+        found += [Heading(PRINTED_TITLE)] if self.printed else []
         found += [Heading("tokens in the LLM")] if self.tokens else []
         return tuple(found)
 
@@ -54,6 +56,7 @@ class Comparison:
         paper_base: the paper's.
         vizwiz_val: the paper's unpruned VizWiz on the val split, where ``paper_base`` has that of
             test-dev.
+        vizwiz_test: whether ``paper_base`` has VizWiz of test and what it is on val is not known.
         unlike: columns that we measure otherwise than the paper.
         limit: samples a task that our runs were cut to: no difference is taken then.
     """
@@ -63,6 +66,7 @@ class Comparison:
     base: Scores
     paper_base: Scores = field(default_factory=dict)
     vizwiz_val: float | None = None
+    vizwiz_test: bool = False
     unlike: frozenset[str] = frozenset()
     limit: float | None = None
 
@@ -94,7 +98,9 @@ class Comparison:
         for method, scores in (others or {}).items():
             usable = [t for t in self._countable(scores, val_base) if not shared or t in shared]
             cells = self._cells(scores, usable, val_base, printed_base)
-            rows.append(Row(OTHER, method, tuple(cells)))
+            rows.append(
+                Row(OTHER, method, tuple(cells), self._marked(budget, scores, usable, cells))
+            )
         name = OURS
         if self.limit is not None and paper is not None:
             name = f"{OURS}, LIMIT {self.limit:g}"
@@ -102,10 +108,12 @@ class Comparison:
             rows.append(Row(OURS, name, tuple(self._cells(ours, mine, base, second, tokens))))
         if paper is not None:
             cells = self._cells(paper, theirs, val_base, printed_base)
-            rows.append(Row(PAPER, PAPER, tuple(cells)))
+            marked = self._marked(budget, paper, theirs, cells)
+            rows.append(Row(PAPER, PAPER, tuple(cells), marked))
         if ours is not None and paper is not None and self.limit is None:
             cells = self._difference(budget, rows[-2].cells, rows[-1].cells, bool(shared))
-            rows.append(Row(DIFFERENCE, DIFFERENCE, tuple(cells)))
+            marked = frozenset(i for i in rows[-1].marked if cells[i] is not None)
+            rows.append(Row(DIFFERENCE, DIFFERENCE, tuple(cells), marked))
         return Block(self.group, str(budget), tuple(rows))
 
     def _bases(
@@ -144,6 +152,26 @@ class Comparison:
         cells += [row.get(PRINTED)] if shape.printed else []
         return [*cells, tokens] if shape.tokens else cells
 
+    def _marked(
+        self,
+        budget: int | float | str,
+        row: Scores,
+        counted: list[str],
+        cells: Sequence[float | None],
+    ) -> frozenset[int]:
+        """Of a row of the paper's, by index: an unpruned VizWiz of test, averages that take it."""
+        if not self.vizwiz_test or VIZWIZ not in row:
+            return frozenset()
+        if budget == UNPRUNED:  # its averages are 100, whatever the split
+            titles = {VIZWIZ}
+        else:
+            titles = {PRINTED_TITLE, *([AVERAGE] if VIZWIZ in counted else [])}
+        return frozenset(
+            index
+            for index, heading in enumerate(self.shape.headings)
+            if heading.title in titles and cells[index] is not None
+        )
+
     def _difference(
         self,
         budget: int | float | str,
@@ -154,9 +182,9 @@ class Comparison:
         cells: list[float | None] = []
         for heading, mine, theirs in zip(self.shape.headings, ours, paper, strict=True):
             unlike = heading.title in self.unlike
-            if heading.title == VIZWIZ and budget == UNPRUNED and self.vizwiz_val is not None:
-                unlike = True  # of two splits
-            if heading.title.startswith("avg %"):
+            if heading.title == VIZWIZ and budget == UNPRUNED:
+                unlike = unlike or self.vizwiz_test or self.vizwiz_val is not None  # of two splits
+            if heading.title.startswith(AVERAGE):
                 unlike = not shared
             if heading.title == "columns":
                 cells.append(mine if shared else None)
@@ -165,7 +193,7 @@ class Comparison:
         return cells
 
 
-def average(row: Scores, base: Scores, titles: list[str]) -> float | None:
+def average(row: Scores, base: Scores, titles: Sequence[str]) -> float | None:
     """Mean of 100 * score / the base's; None over no column at all."""
     if not titles:
         return None

@@ -5,7 +5,8 @@ table               the paper's number of the table; empty for a table of ours
 title               its title
 group               the model and its checkpoint, or the part of the table
 row                 "unpruned", N' (tokens), the share of the tokens (0.334), or an ablation's name
-method              "HiPrune", or the method that the paper compares with
+method              "unpruned"; "HiPrune", or in a table of ours "uniform", "random" or "cls"; or
+                    the method that the paper compares with
 column              as in results/paper/*.csv; or "avg %" and the like, counts, tokens
 ours                our number in the paper's unit; empty where it has not run
 paper               the paper's; empty where it prints none
@@ -14,6 +15,7 @@ settings            alpha, l and what else our runs were made with
 limit               samples a task that our runs were cut to; empty for whole benchmarks
 ours_measured_by    harness, task and metric of our number
 paper_measured_by   of the paper's, as far as it is known
+note                what else is to be known of the number; mostly empty
 =================== ==============================================================================
 
 Numbers are as measured, not rounded. A row's averages are over as many columns as its row with the
@@ -26,12 +28,12 @@ import csv
 import io
 from collections.abc import Sequence
 
-from paper import METHOD
+from paper import UNPRUNED
 from table_sheet import DIFFERENCE, OTHER, OURS, PAPER, Block, Sheet
 
 HEADER = (
     "table", "title", "group", "row", "method", "column", "ours", "paper", "difference",
-    "settings", "limit", "ours_measured_by", "paper_measured_by",
+    "settings", "limit", "ours_measured_by", "paper_measured_by", "note",
 )  # fmt: skip
 
 
@@ -48,23 +50,25 @@ def to_csv(sheets: Sequence[Sheet]) -> str:
 
 def _lines(sheet: Sheet, block: Block) -> list[list[str]]:
     measures = {measure.title: measure for measure in sheet.measures}
-    # Source of a number -> its cells; other methods have the paper's alone.
-    sources = {METHOD: {row.kind: row.cells for row in block.rows if row.kind != OTHER}}
-    sources |= {row.name: {PAPER: row.cells} for row in block.rows if row.kind == OTHER}
+    mine = UNPRUNED if block.label == UNPRUNED else sheet.method
+    # Method -> kind of a row -> the row; other methods have the paper's alone.
+    sources = {mine: {row.kind: row for row in block.rows if row.kind != OTHER}}
+    sources |= {row.name: {PAPER: row} for row in block.rows if row.kind == OTHER}
     limit = "" if sheet.limit is None else f"{sheet.limit:g}"
     lines = []
-    for method, cells in sources.items():
+    for method, rows in sources.items():
         for index, heading in enumerate(sheet.headings):
             numbers = [
-                _number(cells[kind][index] if kind in cells else None)
+                _number(rows[kind].cells[index] if kind in rows else None)
                 for kind in (OURS, PAPER, DIFFERENCE)
             ]
             measure = measures.get(heading.title)
             by = [measure.ours, measure.paper] if measure else ["", ""]
-            if method != METHOD:
+            if method != mine:
                 by[0] = ""
+            note = sheet.remark if any(index in row.marked for row in rows.values()) else ""
             where = [sheet.number, sheet.title, block.group, block.label, method, heading.title]
-            lines.append([*where, *numbers, sheet.settings, limit, *by])
+            lines.append([*where, *numbers, sheet.settings, limit, *by, note])
     return lines
 
 

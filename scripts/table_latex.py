@@ -6,7 +6,7 @@ import re
 import textwrap
 
 from table_markdown import measure_text, title
-from table_sheet import MISSING, Sheet, cell_text, row_name
+from table_sheet import MARK, MISSING, Sheet, cell_text, row_name
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -17,6 +17,7 @@ SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     MISSING: "--",
+    MARK: r"\dag{}",
 }
 
 
@@ -43,7 +44,7 @@ def to_latex(sheet: Sheet) -> str:
             cells = [cell_text(row, i, heading) for i, heading in enumerate(sheet.headings)]
             lines.append(_line(["" if index else block.label, row_name(row), *cells]))
     lines += [r"\bottomrule", r"\end{tabular}", "", r"\raggedright"]
-    below = [*sheet.notes, *(f"{m.title}, {measure_text(m)}." for m in sheet.measures)]
+    below = [*sheet.below, *(f"{m.title}, {measure_text(m)}." for m in sheet.measures)]
     lines += [rf"{escape(text)}\par" for text in below]
     return "\n".join([*lines, r"\end{table}"])
 

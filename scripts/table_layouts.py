@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import table_notes as notes
 from columns import COLUMNS, TINY_TASK, in_order, is_averaged, title_of
-from paper import ALPHA, OBJECT_LAYERS, PRINTED, TABLES, UNPRUNED, Model, short_name, tables_of
+from paper import ALPHA, METHOD, OBJECT_LAYERS, PRINTED, TABLES, UNPRUNED, Model, tables_of
 from table_compare import VIZWIZ, Comparison, Scores, Shape
 from table_measures import of_ours, of_the_paper, unlike
 from table_runs import Table
@@ -33,21 +33,24 @@ def plain(table: Table) -> Sheet:
     said += notes.two_baselines(shape.vizwiz, model)
     if model and table.alpha is not None and not has_paper_settings(table, model):
         said.append(f"The paper's rows are of {notes.papers_settings([model])}.")
+    blocks = tuple(
+        comparison.block(b, _titled(table, b), rows.get(b), None, table.tokens(b))
+        for b in _descending(table.rows)
+    )
     measures = of_the_paper(theirs, [model], keys, table.versions) if model else ()
     measures += of_ours([key for key in keys if title_of(key) not in theirs], table.versions)
     return Sheet(
         number="",
-        title=short_name(table.checkpoint),
+        title=table.title,
         stub="tokens",
         headings=shape.headings,
-        blocks=tuple(
-            comparison.block(b, _titled(table, b), rows.get(b), None, table.tokens(b))
-            for b in _descending(table.rows)
-        ),
+        blocks=blocks,
         notes=(*said, *notes.unread([table])),
         measures=measures,
         settings="; ".join(table.settings),
         limit=table.limit,
+        method=table.variant.get("method", METHOD),
+        remark=_remark(blocks, {model: rows} if model else {}),
     )
 
 
@@ -99,6 +102,7 @@ def in_paper_layout(
         measures=measures + of_ours(extra, versions),
         settings=settings,
         limit=limit,
+        remark=_remark(blocks, rows),
     )
 
 
@@ -122,6 +126,11 @@ def has_paper_settings(run: Table, model: Model) -> bool:
     """Whether it may stand in the paper's table: its alpha and l, nothing else changed."""
     papers = (ALPHA, OBJECT_LAYERS[model.family])
     return not run.variant and (run.alpha, run.object_layer) in (papers, (None, None))
+
+
+def _remark(blocks: Iterable[Block], rows: dict[Model, Rows]) -> str:
+    marked = any(row.marked for block in blocks for row in block.rows)
+    return notes.probably_test(rows) if marked else ""
 
 
 def _keys(runs: Iterable[Table]) -> list[str]:
@@ -159,6 +168,7 @@ def _comparison(
         base=_titled(run, UNPRUNED) if run else {},
         paper_base=rows.get(UNPRUNED, {}),
         vizwiz_val=model.vizwiz_val if model else None,
+        vizwiz_test=bool(model and model.vizwiz_test),
         unlike=unlike(model, _keys([run])) if model and run else frozenset(),
         limit=run.limit if run else None,
     )

@@ -32,7 +32,7 @@ def to_markdown(sheet: Sheet) -> str:
         for index, row in enumerate(block.rows):
             cells = [cell_text(row, i, heading) for i, heading in enumerate(sheet.headings)]
             lines.append(["" if index else block.label, row_name(row), *cells])
-    parts = [f"### {title(sheet)}", "", *align(lines), "", *sheet.notes]
+    parts = [f"### {title(sheet)}", "", *align(lines), "", *sheet.below]
     if sheet.measures:
         parts += ["", "Columns:", "", *(_measure(measure) for measure in sheet.measures)]
     return "\n".join(parts)
@@ -41,7 +41,7 @@ def to_markdown(sheet: Sheet) -> str:
 def title(sheet: Sheet) -> str:
     """With the paper's number, and what a limit makes of the scores, where there are such."""
     text = f"Table {sheet.number}: {sheet.title}" if sheet.number else sheet.title
-    if sheet.number and sheet.limit is not None:
+    if sheet.limit is not None:
         text += f", LIMIT = {sheet.limit:g} samples a task"
     return text
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks import BENCHMARKS
 from columns import title_of
 from paper import ALPHA, OBJECT_LAYERS, UNPRUNED, Model, short_name
+from table_compare import VIZWIZ
 from table_measures import PAPER_MEASURES, paper_measure
 from table_runs import Table
 from table_sheet import MISSING
@@ -58,6 +59,25 @@ def two_baselines(vizwiz: float | None, model: Model | None) -> list[str]:
         f"and ours of our own; the second takes both of {vizwiz:.1f}, as the paper's average does. "
         "The two unpruned VizWiz have no difference."
     ]
+
+
+def probably_test(rows: dict[Model, dict]) -> str:
+    """On what is marked: the paper's unpruned VizWiz that is of another split, as it seems.
+
+    Args:
+        rows: model -> budget -> the paper's scores.
+    """
+    return " ".join(
+        f"The paper's unpruned VizWiz of {model.name}, {scores[UNPRUNED][VIZWIZ]:.1f}, is probably "
+        "of the test split, its pruned rows (up to "
+        f"{max(row[VIZWIZ] for budget, row in scores.items() if budget != UNPRUNED):.1f}) of val: "
+        "LLaVA's own `docs/MODEL_ZOO.md` (github.com/haotian-liu/LLaVA) has the same number for "
+        f"`{short_name(model.checkpoints[0])}`, and its `docs/Evaluation.md` takes VizWiz's test "
+        "split. What it is on val is not known: the averages that are marked take it as it is, "
+        "and the two unpruned VizWiz have no difference."
+        for model, scores in rows.items()
+        if model.vizwiz_test
+    )
 
 
 def missing(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from columns import scores
-from paper import UNPRUNED
+from paper import UNPRUNED, short_name
 
 KEPT = "runs.jsonl"
 
@@ -24,6 +24,8 @@ class Table:
         counts: the same -> task -> images, and visual tokens per image.
         versions: of lmms-eval, as far as the runs say.
         unread: tasks that ran but whose results hold no metric of their columns.
+        first: alpha and l of the first table with the same checkpoint and limit; None where they
+            are not known.
     """
 
     checkpoint: str
@@ -35,6 +37,7 @@ class Table:
     counts: dict[int | float | str, dict[str, tuple[int, float]]] = field(default_factory=dict)
     versions: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
+    first: tuple[float | None, int | None] | None = None
 
     def tokens(self, budget: int | float | str) -> float | None:
         """Visual tokens per image that reached the language model, over all tasks of a row."""
@@ -43,12 +46,25 @@ class Table:
         return sum(n * tokens for n, tokens in counts) / images if images else None
 
     @property
+    def title(self) -> str:
+        """The checkpoint, and what tells the table from others of the same checkpoint."""
+        alpha, layer = self.first or (self.alpha, self.object_layer)
+        parts = [short_name(self.checkpoint)]
+        parts += [] if self.alpha == alpha else [f"alpha = {self.alpha:g}"]
+        parts += [] if self.object_layer == layer else [f"object layer {self.object_layer}"]
+        return ", ".join([*parts, *self._variant])
+
+    @property
     def settings(self) -> list[str]:
         """Alpha, l and what else was set, as a reader is told of them."""
         parts = []
         if self.alpha is not None:
             parts.append(f"alpha = {self.alpha:g}, object layer {self.object_layer}")
-        return [*parts, *(f"{name} = {value}" for name, value in self.variant.items())]
+        return [*parts, *self._variant]
+
+    @property
+    def _variant(self) -> list[str]:
+        return [f"{name} = {value}" for name, value in self.variant.items()]
 
 
 def read_tables(logs: Path) -> list[Table]:
@@ -72,6 +88,9 @@ def read_tables(logs: Path) -> list[Table]:
             mates = [tables.setdefault(key, Table(key[0], None, None, key[1]))]
         for table in mates:
             _add(table, UNPRUNED, result)
+    first: dict[tuple, tuple] = {}
+    for key, table in tables.items():
+        table.first = first.setdefault(key[:2], (table.alpha, table.object_layer))
     return list(tables.values())
 
 
@@ -83,7 +102,9 @@ def read_results(logs: Path) -> list[dict]:
     results = [
         json.loads(path.read_text())
         for path in sorted(logs.rglob("*_results.json"))
-        if not any(part.endswith((".running", ".failed")) for part in path.relative_to(logs).parts)
+        if not any(
+            part.endswith((".running", ".failed", ".old")) for part in path.relative_to(logs).parts
+        )
     ]
     for path in sorted(logs.rglob(KEPT)):
         results += [json.loads(line) for line in path.read_text().splitlines()]

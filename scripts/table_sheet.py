@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paper import METHOD
+
 MISSING = "–"
+MARK = "†"  # after a number that the sheet's remark is about
 OURS, PAPER, DIFFERENCE, OTHER = "ours", "paper", "difference", "other"
 
 
@@ -25,11 +28,13 @@ class Row:
             compares with, in the paper's numbers).
         name: what a reader is told of the source; of OTHER, the method alone.
         cells: one for each heading; None where nothing was run or printed.
+        marked: which of the cells the sheet's remark is about, by index.
     """
 
     kind: str
     name: str
     cells: tuple[float | None, ...]
+    marked: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Sheet:
         settings: alpha, l and what else our runs were made with.
         limit: samples a task that our runs were cut to; None for whole benchmarks.
         notes: sentences below the table.
+        method: what our pruned rows are of, as HIPRUNE_METHOD names it; the paper's by its name.
+        remark: on the cells that are marked; "" where none is.
     """
 
     number: str
@@ -75,6 +82,13 @@ class Sheet:
     measures: tuple[Measure, ...] = ()
     settings: str = ""
     limit: float | None = None
+    method: str = METHOD
+    remark: str = ""
+
+    @property
+    def below(self) -> list[str]:
+        """The notes, and the remark on what is marked."""
+        return [*self.notes, *([f"{MARK}: {self.remark}"] if self.remark else [])]
 
     @property
     def groups(self) -> list[str]:
@@ -85,12 +99,17 @@ class Sheet:
 def cell_text(row: Row, column: int, heading: Heading, missing: str = MISSING) -> str:
     """A cell as a reader sees it: "59.2", "+0.3", "5"; ``missing`` where there is no number."""
     value = row.cells[column]
-    if value is None:
-        return missing
-    if row.kind == DIFFERENCE and heading.digits:
+    if value is not None and row.kind == DIFFERENCE and heading.digits:
         # Adding 0.0 after rounding turns -0.0 into 0.0: "no difference" has no direction.
-        return f"{round(value, heading.digits) + 0.0:+.{heading.digits}f}"
-    return f"{value:.{heading.digits}f}"
+        text = f"{round(value, heading.digits) + 0.0:+.{heading.digits}f}"
+    else:
+        text = number_text(value, heading.digits, missing)
+    return text + MARK * (column in row.marked)
+
+
+def number_text(value: float | None, digits: int = 1, missing: str = MISSING) -> str:
+    """A number as a reader sees it."""
+    return missing if value is None else f"{value:.{digits}f}"
 
 
 def row_name(row: Row) -> str:

@@ -13,7 +13,7 @@ from table_csv import HEADER
 from table_latex import SPECIAL, escape
 from table_logs import CHECKPOINT, Logs, in_the_csv
 from table_runs import read_tables
-from table_sheet import DIFFERENCE, MISSING, OTHER, OURS, Heading, Row, cell_text, row_name
+from table_sheet import DIFFERENCE, MARK, MISSING, OTHER, OURS, Heading, Row, cell_text, row_name
 
 
 @pytest.fixture
@@ -60,6 +60,68 @@ def test_csv_read_back(runs):
     assert {line["difference"] for line in limited} == {""}
     (own,) = (line for line in lines if line["column"] == "my_task%")
     assert (own["table"], own["ours"], own["paper"]) == ("", "1.5", "")
+
+
+def test_csv_names_the_method(tmp_path):
+    logs = Logs(tmp_path / "logs")
+    pope = {"pope_f1_score,none": 0.5}
+    variants = [{}, {"method": "random", "seed": 1}, {"method": "uniform"}, {"method": "cls"}]
+    variants += [{"buffer": "row"}, {"score": "cls"}]
+    for checkpoint in ("t/tiny", CHECKPOINT):
+        logs.write("pope", pope, checkpoint=checkpoint)
+        for variant in variants:
+            logs.write("pope", pope, 192, checkpoint=checkpoint, variant=variant)
+    sheets = all_that_ran(read_tables(logs.folder), others=True)
+    lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](sheets))))
+    lines = [line for line in lines if line["column"] == "POPE" and line["ours"]]
+    assert {line["method"] for line in lines if line["row"] == "unpruned"} == {"unpruned"}
+    found = {}
+    for line in lines:
+        if line["row"] != "unpruned":
+            found.setdefault(line["method"], set()).add(line["title"].split(", ", 1)[-1])
+    assert {name: found[name] for name in ("random", "uniform", "cls")} == {
+        "random": {"method = random, seed = 1"},
+        "uniform": {"method = uniform"},
+        "cls": {"method = cls"},
+    }
+    # The ablations' variants and the paper's settings, in its tables and out of them.
+    assert set(found) == {"random", "uniform", "cls", "HiPrune"}
+    mine = {"tiny", "buffer = row", "score = cls"}
+    assert {title for title in found["HiPrune"] if "LLaVA" not in title} == mine
+    assert {line["table"] for line in lines} == {"2", "6", ""}
+    assert {line["method"] for line in lines if line["table"] == "6"} == {"HiPrune"}
+
+
+def test_titles_are_apart_in_all_formats(tmp_path):
+    logs = Logs(tmp_path / "logs")
+    for variant in ({}, {"method": "random", "seed": 1}, {"method": "random", "seed": 2}):
+        logs.write("pope", {"pope_f1_score,none": 0.5}, 24, checkpoint="t/tiny", variant=variant)
+    sheets = all_that_ran(read_tables(logs.folder))
+    titles = ["tiny", "tiny, method = random, seed = 1", "tiny, method = random, seed = 2"]
+    assert re.findall("^### (.*)", FORMATS["markdown"](sheets), re.M) == titles
+    assert re.findall(r"caption\{(.*)\}", FORMATS["latex"](sheets)) == titles
+    lines = csv.DictReader(io.StringIO(FORMATS["csv"](sheets)))
+    assert list(dict.fromkeys(line["title"] for line in lines)) == titles
+
+
+def test_marks_in_all_formats():
+    """Of Table 7 one model's unpruned VizWiz is of test, as it seems, the other's is not."""
+    (sheet,) = chosen("7", [], others=True)
+    text = FORMATS["markdown"]([sheet])
+    (remark,) = re.findall(f"^{MARK}: (.*)", text, re.M)
+    assert remark == sheet.remark and "LLaVA-1.5-13B, 53.6," in remark and "up to 56.0" in remark
+    latex = FORMATS["latex"]([sheet])
+    assert rf"\dag{{}}: {escape(remark)}\par" in latex and MARK not in latex
+    lines = list(csv.DictReader(io.StringIO(FORMATS["csv"]([sheet]))))
+    noted = [line for line in lines if line["note"]]
+    assert {line["note"] for line in noted} == {remark}
+    # The mark stands once more before the remark itself.
+    assert text.count(MARK) - 1 == latex.count(r"\dag{}") - 1 == len(noted)
+    assert {line["group"] for line in noted} == {"LLaVA-1.5-13B (not run)"}
+    assert {(line["row"], line["method"], line["column"]) for line in noted} == {
+        ("unpruned", "unpruned", "VizWiz"),
+        *((n, m, "avg %") for n in ("192", "128", "64") for m in ("HiPrune", "HiPrune++")),
+    }
 
 
 def test_every_cell_is_in_the_csv(runs):
@@ -129,6 +191,8 @@ def test_latex_compiles(runs, tmp_path):
 )
 def test_cells(kind, value, digits, text):
     assert cell_text(Row(kind, kind, (value,)), 0, Heading("x", digits)) == text
+    marked = cell_text(Row(kind, kind, (1.0, value), frozenset({1})), 1, Heading("x", digits))
+    assert marked == f"{text}{MARK}"
 
 
 def test_other_methods_are_the_papers():

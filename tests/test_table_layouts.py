@@ -160,6 +160,48 @@ def test_ours_beside_the_papers(logs):
     )
 
 
+def test_an_unpruned_vizwiz_that_is_probably_of_test(logs):
+    """LLaVA-NeXT-7B's is LLaVA's own; what is taken of it is marked, and nothing else."""
+    checkpoint = {"checkpoint": "liuhaotian/llava-v1.6-vicuna-7b"}
+    for budget in (None, 640, 320):
+        logs.write("vizwiz_vqa_val", {"exact_match,none": 0.6}, budget, **checkpoint)
+    for budget in (None, 640, 320, 160):
+        logs.write("pope", {"pope_f1_score,none": 0.8}, budget, **checkpoint)
+    (sheet,) = chosen("3", read_tables(logs.folder), others=True)
+    headings = [heading.title for heading in sheet.headings]
+    marked = {
+        (block.label, row.kind, headings[index])
+        for block in sheet.blocks
+        for row in block.rows
+        for index in row.marked
+    }
+    taken = {(n, kind) for n in ("640", "320", "160") for kind in ("paper", "other")}
+    assert marked == {
+        ("unpruned", "paper", "VizWiz"),
+        *((n, kind, "printed avg %") for n, kind in taken),
+        # At 160 ours has no VizWiz: the averages beside it are without it.
+        *((n, kind, "avg %") for n in ("640", "320") for kind in ("paper", "other", "difference")),
+    }
+    rows = rows_of(sheet)
+    (group,) = sheet.groups
+    unpruned = rows[group, "unpruned", "difference"]
+    assert unpruned["VizWiz"] is None and unpruned["POPE"] == pytest.approx(80 - 86.5)
+    assert rows[group, "640", "difference"]["VizWiz"] == pytest.approx(60 - 59.9)
+    assert not any(heading.startswith("avg %,") for heading in headings)
+    for said in ("LLaVA-NeXT-7B, 57.6,", "up to 59.9", "`llava-v1.6-vicuna-7b`", "MODEL_ZOO.md"):
+        assert said in sheet.remark
+    assert "LLaVA-1.5-13B" not in sheet.remark
+
+
+def test_whose_vizwiz_is_of_another_split():
+    """The numbers of LLaVA's docs/MODEL_ZOO.md; LLaVA-NeXT-13B's there is another, 60.5."""
+    models = [(table, model) for table in TABLES.values() for model in table.models]
+    known = {m.name: t.rows(m)[UNPRUNED]["VizWiz"] for t, m in models if m.vizwiz_val is not None}
+    probable = {m.name: t.rows(m)[UNPRUNED]["VizWiz"] for t, m in models if m.vizwiz_test}
+    assert known == {"LLaVA-1.5-7B": 50.0}
+    assert probable == {"LLaVA-NeXT-7B": 57.6, "LLaVA-1.5-13B": 53.6}
+
+
 def test_another_measure_is_shown_and_not_compared(logs):
     """The paper's TextVQA of LLaVA-1.5 has OCR tokens in the prompt; its Qwen's is lmms-eval's."""
     qwen = {"checkpoint": "Qwen/Qwen2.5-VL-7B-Instruct", "object_layer": 16}

@@ -19,7 +19,7 @@ from table_logs import (
     numbers,
     parse_markdown,
 )
-from table_sheet import MISSING
+from table_sheet import MARK, MISSING
 
 LAST = ["avg %", "columns", "tokens in the LLM"]
 
@@ -127,6 +127,7 @@ def test_the_papers_rows_under_ours(logs, tables, checkpoint, table, model, full
     base = numbers(in_the_csv(table, method=full, **named), TITLES)
     below = dict(zip([row[0] for row in rows], rows[1:], strict=False))
     average = rows[0].index("avg %")
+    of_test = {"llava-v1.6-vicuna-7b", "llava-v1.5-13b"} & {checkpoint.strip("/").split("/")[-1]}
     for budget in budgets:
         printed = in_the_csv(table, method="HiPrune", tokens=str(budget), **named)
         scores = numbers(printed, TITLES)
@@ -135,11 +136,17 @@ def test_the_papers_rows_under_ours(logs, tables, checkpoint, table, model, full
         assert row[1 : 2 + len(TITLES)] == ["paper", *cells]
         on_val = base | {"VizWiz": 54.3} if checkpoint == CHECKPOINT else base
         percent = [100 * scores[title] / on_val[title] for title in scores]
-        assert row[average] == f"{sum(percent) / len(percent):.1f}"
+        mark = MARK if of_test else ""
+        assert row[average] == f"{sum(percent) / len(percent):.1f}{mark}"
         assert row[rows[0].index("columns")] == str(len(percent))
     assert below["unpruned"][1] == "paper"
     assert any("VizWiz" in note and "54.3" in note for note in notes) == (checkpoint == CHECKPOINT)
     assert ("avg %, VizWiz of 50.0" in rows[0]) == (checkpoint == CHECKPOINT)
+    assert any(note.startswith(f"{MARK}: ") for note in notes) == bool(of_test)
+    vizwiz = rows[0].index("VizWiz")
+    assert below["unpruned"][vizwiz] == f"{base['VizWiz']:.1f}{MARK if of_test else ''}"
+    split = bool(of_test) or checkpoint == CHECKPOINT
+    assert (rows[3][1], rows[3][vizwiz] == MISSING) == ("difference", split)
 
 
 def test_no_paper_row_where_the_paper_has_none(logs, tables):
@@ -224,6 +231,34 @@ def test_other_settings_make_another_table_with_the_same_unpruned_row(logs, tabl
     told = {name: papers in notes for name, (_, notes) in found.items()}
     assert list(told.values()) == [False, True, True, False]
     assert not of("paper", found["alpha = 0.1, object layer 9; buffer = row"][0])
+
+
+def test_titles_tell_tables_of_one_checkpoint_apart(logs, tables):
+    pope = {"pope_f1_score,none": 0.5}
+    logs.write("pope", pope, checkpoint="t/tiny")
+    settings = [
+        {},
+        {"variant": {"method": "random", "seed": 0}},
+        {"variant": {"method": "random", "seed": 1}},
+        {"variant": {"buffer": "row"}},
+        {"variant": {"registers": False}, "object_layer": 5},
+        {"alpha": 0.25},
+        {"alpha": 0.25, "object_layer": 5, "checkpoint": "t/other"},
+        {"limit": 8.0, "alpha": 0.5},
+    ]
+    for number, changes in enumerate(settings):
+        changes = {"checkpoint": "t/tiny", "date": f"20260201_00000{number}", **changes}
+        logs.write("pope", pope, 24, **changes)
+    assert [notes[0] for _, notes in tables()] == [
+        "### tiny",
+        "### tiny, method = random, seed = 0",
+        "### tiny, method = random, seed = 1",
+        "### tiny, buffer = row",
+        "### tiny, object layer 5, registers = False",
+        "### tiny, alpha = 0.25",
+        "### other",
+        "### tiny, LIMIT = 8 samples a task",
+    ]
 
 
 @pytest.mark.parametrize("budget", [None, 64])
