@@ -82,6 +82,11 @@ def is_averaged(key: str) -> bool:
     return key not in COLUMNS or COLUMNS[key].averaged
 
 
+def are_accuracies(keys: Iterable[str]) -> bool:
+    """Whether all are shares of one task's answers, in %, so that their mean says something."""
+    return all(key in COLUMNS and COLUMNS[key].task == TINY_TASK for key in keys)
+
+
 def in_order(keys: Iterable[str]) -> list[str]:
     """Known columns as COLUMNS has them, then unknown tasks by name."""
     found = set(keys)

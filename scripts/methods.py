@@ -15,6 +15,7 @@ from ablation_report import table_of
 from bench import end_on_signals, finished_tables, number, plan, run_all
 from bench_settings import Settings, read_settings
 from benchmarks import BENCHMARKS, Benchmark
+from columns import are_accuracies
 from methods_report import Curve, draw, render
 from paper import UNPRUNED, short_name
 from tiny import make_tiny
@@ -98,16 +99,18 @@ def report(settings: Settings, budgets: list[int | float]) -> None:
         rows = {
             budget: [t.rows[budget] for t in tables if t and budget in t.rows] for budget in budgets
         }
-        reached = [
-            {budget: table.tokens(budget) for budget in budgets} for table in tables if table
-        ]
-        curves.append(Curve(method, rows, reached[0] if reached else {}))
-    text = render(short_name(settings.checkpoint), base, curves, settings.tiny)
+        tokens = {
+            budget: next((t.tokens(budget) for t in tables if t and budget in t.rows), None)
+            for budget in budgets
+        }
+        curves.append(Curve(method, rows, tokens))
+    accuracies = are_accuracies(base)
+    text = render(short_name(settings.checkpoint), base, curves, accuracies)
     file = settings.folder / "methods.md"
     file.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\ntable: {file}")
     title = f"{short_name(settings.checkpoint)}: score over kept tokens"
-    if draw(title, base, curves, settings.tiny, file.with_suffix(".png")):
+    if draw(title, base, curves, accuracies, file.with_suffix(".png")):
         print(f"curve: {file.with_suffix('.png')}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import table_notes as notes
-from columns import COLUMNS, TINY_TASK, in_order, is_averaged, title_of
+from columns import are_accuracies, in_order, is_averaged, title_of
 from paper import ALPHA, METHOD, OBJECT_LAYERS, PRINTED, TABLES, UNPRUNED, Model, tables_of
 from table_compare import VIZWIZ, Comparison, Scores, Shape
 from table_measures import of_ours, of_the_paper, unlike
@@ -149,7 +149,7 @@ def _shape(keys: Sequence[str], titles: Sequence[str], model: Model | None, rows
     """The columns of a table; ``keys`` are those of ours that the paper may not have."""
     two = model is not None and model.vizwiz_val is not None and VIZWIZ in titles
     # One task's questions have a mean; benchmarks, each in its unit, have none.
-    tiny = all(key in COLUMNS and COLUMNS[key].task == TINY_TASK for key in keys)
+    tiny = are_accuracies(keys)
     return Shape(
         titles=tuple(titles),
         averaged=frozenset(titles) - {title_of(key) for key in keys if not is_averaged(key)},

@@ -73,7 +73,7 @@ def probably_test(rows: dict[Model, dict]) -> str:
         f"{max(row[VIZWIZ] for budget, row in scores.items() if budget != UNPRUNED):.1f}) of val: "
         "LLaVA's own `docs/MODEL_ZOO.md` (github.com/haotian-liu/LLaVA) has the same number for "
         f"`{short_name(model.checkpoints[0])}`, and its `docs/Evaluation.md` takes VizWiz's test "
-        "split. What it is on val is not known: the averages that are marked take it as it is, "
+        "split. Unpruned VizWiz on val is not known: the averages that are marked take this one, "
         "and the two unpruned VizWiz have no difference."
         for model, scores in rows.items()
         if model.vizwiz_test

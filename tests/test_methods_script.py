@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from bench import plan
 from benchmarks import BENCHMARKS
-from columns import TINY_TASK
+from columns import TINY_TASK, are_accuracies
 from methods import SEEDS, configs, read, report
 from methods_report import Curve, render, score
 from table_logs import Logs
@@ -85,5 +85,6 @@ def test_real_tasks_are_averaged_as_shares_of_the_unpruned():
     base, row = {"pope": 80.0, "mme": 2000.0}, {"pope": 40.0, "mme": 1500.0}
     assert score(row, base, accuracies=False) == pytest.approx((50 + 75) / 2)
     assert score({"pope": 40.0}, base, accuracies=False) is None  # a task is missing
+    assert not are_accuracies(base) and are_accuracies([f"{TINY_TASK}/colour"])
     text = render("x", base, [Curve("hiprune", {64: [row]}, {64: 64.0})], accuracies=False)
     assert "62.5" in text and "avg %" in text
