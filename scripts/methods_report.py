@@ -100,7 +100,7 @@ def draw(title: str, base: Row, curves: list[Curve], accuracies: bool, file: Pat
     from matplotlib import pyplot
     from matplotlib.ticker import NullFormatter, NullLocator
 
-    figure, axis = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
     ticks: set[float] = set()
     for curve in curves:
         points = []
@@ -129,7 +129,7 @@ def draw(title: str, base: Row, curves: list[Curve], accuracies: bool, file: Pat
     axis.set_xlabel("visual tokens an image in the language model")
     axis.set_ylabel("mean accuracy, %" if accuracies else "% of the unpruned model")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     axis.set_title(title, fontsize=10, loc="left")
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
