@@ -66,8 +66,8 @@ def maps_and_features(
 
     Returns:
         The maps, and (images, tokens, C) features of the last layer, as the encoder's
-        ``last_hidden_state`` has them, without the extra tokens (Qwen2.5-VL: merged tokens, as its
-        ``pooler_output`` has them).
+        ``last_hidden_state`` has them, without the extra tokens (Qwen2.5-VL: merged tokens, after
+        the merger's projection, as its ``pooler_output`` has them).
     """
     return _adapter(vision_model).run(vision_model, pixel_values, **inputs)
 

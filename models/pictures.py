@@ -33,8 +33,10 @@ class Picture:
     Attributes:
         pixels, sizes: arguments of :meth:`hiprune.PruneHandle.encode_images`.
         grids: of the image's tokens; LLaVA-NeXT has two (base view, grid of views).
-        tower: the vision tower, an argument of :func:`hiprune.maps.received_attention_maps`.
+        tower: the vision tower, an argument of :func:`hiprune.maps.received_attention_maps`, as
+            ``views`` is.
         tower_inputs: its other arguments.
+        layers: of the tower.
         output_layer: the layer, counted from 1, that the features come from.
     """
 
@@ -43,11 +45,20 @@ class Picture:
     grids: list[TokenGrid]
     tower: Any
     tower_inputs: dict[str, Tensor]
+    layers: int
     output_layer: int
+
+    @property
+    def views(self) -> Tensor:
+        """What the tower takes: (V, 3, S, S), V > 1 for LLaVA-NeXT; of Qwen2.5-VL its patches."""
+        return self.pixels[0] if self.pixels.ndim == 5 else self.pixels
 
 
 def picture(model: Any, image_processor: Any, image: Image, *, pad: bool = True) -> Picture:
-    """Process an image as the model's evaluations do.
+    """Process an image as the model's image processor does, after LLaVA-1.5's padding.
+
+    So do the evaluations; those of Qwen2.5-VL with limits of their own, 256 * 28 * 28 to 1605632
+    pixels, that a processor has if it was loaded with them as ``min_pixels`` and ``max_pixels``.
 
     Args:
         model: a LlavaForConditionalGeneration, LlavaNextForConditionalGeneration or
@@ -80,7 +91,7 @@ def _llava(model: Any, processor: Any, image: Image, pad: bool) -> Picture:
     grid = single_grid(
         columns, columns, box, name if min(image.size) < max(image.size) else "image"
     )
-    return Picture(pixels, None, [grid], tower, {}, _output_layer(model))
+    return Picture(pixels, None, [grid], tower, {}, *_layers(model))
 
 
 def _box_in_seen(processor: Any, size: tuple[int, int]) -> Box:
@@ -106,7 +117,7 @@ def _llava_next(model: Any, processor: Any, image: Image) -> Picture:
     )
     pixels = inputs["pixel_values"]  # (1, V, 3, S, S)
     grids = anyres_grids(image.size, tuple(map(int, views)), side, columns)
-    return Picture(pixels, inputs["image_sizes"], grids, tower, {}, _output_layer(model))
+    return Picture(pixels, inputs["image_sizes"], grids, tower, {}, *_layers(model))
 
 
 def _qwen(model: Any, processor: Any, image: Image) -> Picture:
@@ -115,8 +126,8 @@ def _qwen(model: Any, processor: Any, image: Image) -> Picture:
     _, rows, columns = (int(length) for length in grid_thw[0])
     merge = tower.spatial_merge_size
     grid = single_grid(rows // merge, columns // merge, whole_box(image.size))
-    more = {"grid_thw": grid_thw}
-    return Picture(inputs["pixel_values"], grid_thw, [grid], tower, more, len(tower.blocks))
+    more, layers = {"grid_thw": grid_thw}, len(tower.blocks)
+    return Picture(inputs["pixel_values"], grid_thw, [grid], tower, more, layers, layers)
 
 
 def _tower(model: Any) -> tuple[Any, int]:
@@ -125,7 +136,7 @@ def _tower(model: Any) -> tuple[Any, int]:
     return tower, tower.config.image_size // tower.config.patch_size
 
 
-def _output_layer(model: Any) -> int:
-    """Of a LLaVA, counted from 1; ``vision_feature_layer`` -1 is the last layer."""
+def _layers(model: Any) -> tuple[int, int]:
+    """Of a LLaVA's tower, and the output layer; ``vision_feature_layer`` -1 is the last layer."""
     layers = model.model.vision_tower.config.num_hidden_layers
-    return model.config.vision_feature_layer % (layers + 1)
+    return layers, model.config.vision_feature_layer % (layers + 1)

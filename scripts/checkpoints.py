@@ -14,6 +14,8 @@ from hiprune.config import FAMILIES
 
 TINY = {"tiny-llava": LLAVA_TINY, "tiny-llava-next": LLAVA_NEXT_TINY, "tiny-qwen": QWEN_TINY}
 ALIASES = {"tiny": "tiny-llava"}
+# lmms-eval's limits of an image for Qwen2.5-VL, which the processor's own exceed on both sides.
+PIXELS = {"min_pixels": 256 * 28 * 28, "max_pixels": 1605632}
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Checkpoint:
     tiny: Tiny | None
 
     def load(self, device: str = "cpu") -> tuple[Any, Any]:
-        """The model and its image processor.
+        """The model and its image processor: Qwen2.5-VL's with PIXELS, the tiny one's as it is.
 
         Raises:
             HiPruneError: weights that cannot be read, or no such device.
@@ -44,11 +46,13 @@ class Checkpoint:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         load = transformers.AutoModelForImageTextToText.from_pretrained
+        limits = PIXELS if self.family == "qwen2_5_vl" and not self.tiny else {}
         try:
             model = load(self.path, dtype="auto").eval()
             # Half precision is slow on a CPU, or is not there.
             model = model.float() if device == "cpu" else model.to(device)
-            return model, transformers.AutoProcessor.from_pretrained(self.path).image_processor
+            processor = transformers.AutoProcessor.from_pretrained(self.path, **limits)
+            return model, processor.image_processor
         except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
             raise HiPruneError(f"--model {self.name} on {device}: {error}") from error
 

@@ -19,7 +19,6 @@ from hiprune import HiPruneError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
-FOLDERS = ("COCO", "LOGS")  # variables that name one
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -33,7 +32,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         files = [find(name) for name in args.names] or sorted(FOLDER.glob("*.ipynb"))
-        timeout, output = read_timeout(os.environ.get("TIMEOUT", "600")), read_output(args.tiny)
+        timeout, output = read_timeout(os.environ.get("TIMEOUT", "600")), read_output()
     except HiPruneError as error:
         print(f"run_notebooks.sh: {error}", file=sys.stderr)
         return 2
@@ -76,9 +75,9 @@ def read_timeout(text: str) -> int:
     return int(text)
 
 
-def read_output(tiny: bool) -> Path | None:
+def read_output() -> Path | None:
     """Where executed notebooks go; None: in place, or with --tiny nowhere."""
-    if "OUTPUT" not in os.environ:
+    if not os.environ.get("OUTPUT"):
         return None
     output = Path(os.environ["OUTPUT"])
     output.mkdir(parents=True, exist_ok=True)
@@ -131,8 +130,7 @@ def environment(tiny: bool, home: str) -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "NOTEBOOK_TINY": str(int(tiny)),
-        # As the caller names them; the kernel runs elsewhere.
-        **{name: os.path.abspath(os.environ[name]) for name in FOLDERS if os.environ.get(name)},
+        "NOTEBOOK_FROM": os.getcwd(),  # the kernel runs elsewhere
     }
 
 

@@ -5,7 +5,8 @@
 
 draws the image, the two attention maps that the tokens are chosen by, and the chosen tokens with
 their counts. The tiny models lie in this repository and need no network; others are a folder or a
-name on the model hub, in transformers' format. Needs transformers 5.17 or newer (setup_qwen.sh).
+name on the model hub, in transformers' format. For those, Qwen2.5-VL has lmms-eval's limits of an
+image, 256 to 2048 tokens. Needs transformers 5.17 or newer (setup_qwen.sh).
 """
 
 from __future__ import annotations
@@ -104,8 +105,7 @@ def draw(
     with prune(model, config) as pruned:
         pruned.encode_images(made.pixels, made.sizes)
         selection, config = pruned.selections[0], pruned.config
-    pixels = made.pixels[0] if made.pixels.ndim == 5 else made.pixels  # LLaVA-NeXT: its views
-    maps = received_attention_maps(made.tower, pixels, **made.tower_inputs)
+    maps = received_attention_maps(made.tower, made.views, **made.tower_inputs)
     kept, total = int(selection.keep.sum()), selection.keep.numel()
     found = counts(selection)
     line = (

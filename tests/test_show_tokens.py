@@ -101,6 +101,20 @@ def test_variables_hold_unless_an_option_says_otherwise(at, capsys, monkeypatch)
     assert run(capsys, "photo.jpg", "--retention", "26")[1].startswith("26 of 144")
 
 
+def test_released_models_see_images_within_the_limits_of_lmms_eval(at, assets, capsys):
+    """Another folder stands for them; the tiny model keeps the limits of its scenes."""
+    shutil.copytree(assets / "qwen2.5-vl-tiny", at / "mine")
+    options = ("--model", str(at / "mine"), "--retention", "0.1", "--object-layer", "4")
+    assert " of 273 tokens kept" in run(capsys, "photo.jpg", *options)[1]  # 13 x 21, at least 256
+    pytest.importorskip("lmms_eval")
+    import inspect
+
+    from hiprune.lmms_qwen import Qwen25VLHiPrune
+
+    found = inspect.signature(Qwen25VLHiPrune.__init__).parameters
+    assert {name: found[name].default for name in checkpoints.PIXELS} == checkpoints.PIXELS
+
+
 def test_what_is_painted_is_what_the_patch_keeps(at, assets, capsys):
     """The selection of an own forward, and the tokens that whole maps would choose."""
     args = show_tokens._parser().parse_args(["photo.jpg", "--alpha", "0.5"])
