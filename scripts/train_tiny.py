@@ -32,7 +32,8 @@ def main() -> None:
     from tiny_train.architecture import FAMILIES
     from tiny_train.card import write_card
     from tiny_train.export import export
-    from tiny_train.loop import RECIPES, Recipe, train
+    from tiny_train.loop import train
+    from tiny_train.recipe import RECIPES, Recipe
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

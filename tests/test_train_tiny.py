@@ -16,7 +16,9 @@ from tiny_train import loop  # noqa: E402
 from tiny_train.architecture import FAMILIES, make_trainee  # noqa: E402
 from tiny_train.batches import IGNORED, Steps, targets  # noqa: E402
 from tiny_train.export import export  # noqa: E402
+from tiny_train.optimiser import schedule  # noqa: E402
 from tiny_train.questions import ANSWERS, KINDS, MARGIN, ask  # noqa: E402
+from tiny_train.recipe import RECIPES, Recipe  # noqa: E402
 from tiny_train.scenes import COLOURS, SHAPES, make_scene  # noqa: E402
 from tiny_train.trainee import COLUMNS, Trainee  # noqa: E402
 
@@ -168,8 +170,18 @@ def visual(trainee: Trainee, image: torch.Tensor, ids: torch.Tensor) -> dict:
     return {**inputs, "mm_token_type_ids": (ids == trainee.model.config.image_token_id).int()}
 
 
+def test_a_run_cut_short_cools_from_where_its_cosine_is():
+    whole = Recipe(steps=1000, warm_up=10)
+    short = replace(whole, steps=600, horizon=1000, cool=100)
+    assert [schedule(s, short) for s in range(501)] == [schedule(s, whole) for s in range(501)]
+    rates = [schedule(s, short) for s in range(500, 601)]
+    steps = [a - b for a, b in zip(rates, rates[1:], strict=False)]
+    assert steps == pytest.approx([steps[0]] * 100) and steps[0] > 0  # a line
+    assert rates[-1] == pytest.approx(schedule(1000, whole)) == pytest.approx(0.02)
+
+
 def test_resumed_training_ends_where_uninterrupted_training_does(tmp_path):
-    recipe = replace(loop.RECIPES["llava"], steps=4, batch=2, per_kind=1, tower_steps=1)
+    recipe = replace(RECIPES["llava"], steps=4, batch=2, per_kind=1, tower_steps=1)
     settings = {"measure_every": 2, "scenes": 16}
     loop.train(recipe, tmp_path / "whole", **settings)
     _, done = loop.train(recipe, tmp_path / "parts", until=2, **settings)

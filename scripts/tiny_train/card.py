@@ -12,8 +12,9 @@ from shutil import copyfile
 from sysbench.machine import hardware, short_name, versions
 
 from tiny_train.batches import HELD_OUT, Batch, Steps
-from tiny_train.loop import CURVE, Recipe, measure
+from tiny_train.loop import CURVE, measure
 from tiny_train.questions import KINDS
+from tiny_train.recipe import Recipe
 from tiny_train.scenes import COLOURS, SHAPES, TEXTURES, THINGS
 from tiny_train.trainee import Trainee
 
