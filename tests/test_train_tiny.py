@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -175,9 +176,9 @@ def test_a_run_cut_short_cools_from_where_its_cosine_is():
     short = replace(whole, steps=600, horizon=1000, cool=100)
     assert [schedule(s, short) for s in range(501)] == [schedule(s, whole) for s in range(501)]
     rates = [schedule(s, short) for s in range(500, 601)]
-    steps = [a - b for a, b in zip(rates, rates[1:], strict=False)]
+    steps = [a - b for a, b in pairwise(rates)]
     assert steps == pytest.approx([steps[0]] * 100) and steps[0] > 0  # a line
-    assert rates[-1] == pytest.approx(schedule(1000, whole)) == pytest.approx(0.02)
+    assert rates[-1] == pytest.approx(schedule(1000, whole))
 
 
 def test_resumed_training_ends_where_uninterrupted_training_does(tmp_path):
