@@ -6,18 +6,17 @@ lists.
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from dataclasses import replace
 
 from ablation_report import draw_sweeps, render, scores_of
 from ablation_settings import all_fields, sweeps
-from bench import end_on_signals, finished_tables, number, plan, run_all
+from bench import finished_tables, number, plan
+from bench_program import program
+from bench_run import Run
 from bench_settings import Settings, read_settings
-from benchmarks import BENCHMARKS, Benchmark
+from benchmarks import Benchmark
 from paper import UNPRUNED, short_name
-from tiny import make_tiny
 
 from hiprune import HiPruneConfig, HiPruneError
 
@@ -50,31 +49,15 @@ def read(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--family", choices=BENCHMARKS, required=True)
-    parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
-    benchmark = BENCHMARKS[args.family]
-    try:
-        settings = read(benchmark, args.tiny, dict(os.environ))
-    except HiPruneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    end_on_signals()
+    return program(__doc__, read, _runs, report)
+
+
+def _runs(settings: Settings) -> list[Run]:
     runs = plan(replace(settings, budgets=(UNPRUNED,)))
-    for fields in all_fields(benchmark.family, _swept(settings), settings.object_layer):
+    family = settings.benchmark.family
+    for fields in all_fields(family, _swept(settings), settings.object_layer):
         runs += plan(replace(settings, config=replace(settings.config, **fields)))
-    try:
-        if settings.tiny:
-            make_tiny(settings)
-        failures = run_all(runs)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on with the run that it was at", flush=True)
-        return 130
-    report(settings)
-    for label, reason in failures.items():
-        print(f"FAILED {label}: {reason}")
-    return 1 if failures else 0
+    return runs
 
 
 def _swept(settings: Settings) -> dict[str, tuple]:

@@ -6,23 +6,17 @@ Called by the shell scripts, which make the environment and hand over the variab
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from bench_program import program
 from bench_run import Run
 from bench_settings import Settings, read_settings
-from benchmarks import BENCHMARKS
 from make_tables import Table, read_tables, render
 from paper import UNPRUNED
-from tiny import make_tiny
 
-from hiprune import HiPruneError
 from hiprune.config import DEFAULT_ALPHA, FAMILIES
 from hiprune.environment import variables
 
@@ -106,63 +100,6 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
     return command
 
 
-def end_on_signals() -> None:
-    """Have what ends this process end the evaluation as well, as Ctrl-C does."""
-    for sign in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too
-        signal.signal(sign, signal.default_int_handler)
-
-
-def run_all(runs: list[Run]) -> dict[str, str]:
-    """Execute what is not finished; the failures, label -> reason."""
-    failures = {}
-    for number, run in enumerate(runs, 1):
-        head = f"[{number}/{len(runs)}] {run.label}"
-        if run.finished:
-            print(f"{head}: finished before, kept in {run.folder}", flush=True)
-            continue
-        print(f"{head}: running", flush=True)
-        start = time.monotonic()
-        reason = run.execute()
-        took = f"{time.monotonic() - start:.0f} s"
-        if reason is None:
-            print(f"{head}: done in {took}", flush=True)
-        else:
-            failures[run.label] = reason
-            print(f"{head}: FAILED after {took}: {reason}", flush=True)
-            print(f"    log: {run.failed_folder / 'log.txt'}", flush=True)
-    return failures
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--family", choices=BENCHMARKS, required=True)
-    parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
-    try:
-        settings = read_settings(BENCHMARKS[args.family], args.tiny, dict(os.environ))
-    except HiPruneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    end_on_signals()
-    runs = plan(settings)
-    if any(t.startswith("mmbench") for t in settings.tasks) and "OPENAI_API_KEY" not in os.environ:
-        print(
-            "note: OPENAI_API_KEY is not set. lmms-eval has a GPT model read the MMBench answers "
-            "that its rules cannot; without a key it draws a letter for each, after retries."
-        )
-    try:
-        if settings.tiny:
-            make_tiny(settings)
-        failures = run_all(runs)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on with the run that it was at", flush=True)
-        return 130
-    print_tables(settings)
-    for label, reason in failures.items():
-        print(f"FAILED {label}: {reason}")
-    return 1 if failures else 0
-
-
 def finished_tables(settings: Settings) -> list[Table]:
     """Of all finished runs of this checkpoint with this limit."""
     if not settings.folder.is_dir():
@@ -186,6 +123,10 @@ def print_tables(settings: Settings) -> None:
     text = "\n\n".join(render(table) for table in tables)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\ntable: {folder / 'table.md'}")
+
+
+def main() -> int:
+    return program(__doc__, read_settings, plan, print_tables)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,18 @@ lists.
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from dataclasses import replace
 
 from ablation_report import table_of
-from bench import end_on_signals, finished_tables, number, plan, run_all
+from bench import finished_tables, number, plan
+from bench_program import program
+from bench_run import Run
 from bench_settings import Settings, read_settings
-from benchmarks import BENCHMARKS, Benchmark
+from benchmarks import Benchmark
 from columns import are_accuracies
 from methods_report import Curve, draw, render
 from paper import UNPRUNED, short_name
-from tiny import make_tiny
 
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import DEFAULT_ALPHA
@@ -59,35 +58,23 @@ def configs(settings: Settings) -> dict[str, list[HiPruneConfig]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--family", choices=BENCHMARKS, required=True)
-    parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
-    try:
-        settings = read(BENCHMARKS[args.family], args.tiny, dict(os.environ))
-    except HiPruneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    end_on_signals()
-    pruned = tuple(budget for budget in settings.budgets if budget != UNPRUNED)
+    return program(__doc__, read, _runs, report)
+
+
+def _runs(settings: Settings) -> list[Run]:
     runs = plan(replace(settings, budgets=(UNPRUNED,)))
     for config in (config for several in configs(settings).values() for config in several):
-        runs += plan(replace(settings, config=config, budgets=pruned))
-    try:
-        if settings.tiny:
-            make_tiny(settings)
-        failures = run_all(runs)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on with the run that it was at", flush=True)
-        return 130
-    report(settings, [number(budget) for budget in pruned])
-    for label, reason in failures.items():
-        print(f"FAILED {label}: {reason}")
-    return 1 if failures else 0
+        runs += plan(replace(settings, config=config, budgets=_pruned(settings)))
+    return runs
 
 
-def report(settings: Settings, budgets: list[int | float]) -> None:
+def _pruned(settings: Settings) -> tuple[str, ...]:
+    return tuple(budget for budget in settings.budgets if budget != UNPRUNED)
+
+
+def report(settings: Settings) -> None:
     """Print the table; keep it, and the curve's picture, beside the runs."""
+    budgets = [number(budget) for budget in _pruned(settings)]
     found = finished_tables(settings)
     base = next((table.rows[UNPRUNED] for table in found if UNPRUNED in table.rows), None)
     if base is None:

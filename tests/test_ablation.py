@@ -6,6 +6,7 @@ from dataclasses import replace
 from unittest.mock import create_autospec
 
 import ablation
+import bench_program
 import pytest
 from ablation import read
 from ablation_report import draw_sweeps, render, scores_of
@@ -118,13 +119,13 @@ def test_the_tiny_ablation_makes_what_it_needs_and_runs_every_setting(family, mo
     for name in ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT"):
         monkeypatch.delenv(name, raising=False)
     run = []
-    monkeypatch.setattr(ablation, "make_tiny", create_autospec(ablation.make_tiny))
-    monkeypatch.setattr(ablation, "run_all", lambda runs: run.extend(runs) or {})
-    monkeypatch.setattr(ablation, "end_on_signals", lambda: None)
+    monkeypatch.setattr(bench_program, "make_tiny", create_autospec(bench_program.make_tiny))
+    monkeypatch.setattr(bench_program, "run_all", lambda runs: run.extend(runs) or {})
+    monkeypatch.setattr(bench_program, "end_on_signals", lambda: None)
     monkeypatch.setattr(ablation, "report", lambda settings: None)
     monkeypatch.setattr("sys.argv", ["ablation.py", "--family", family, "--tiny"])
     assert ablation.main() == 0
-    (settings,) = ablation.make_tiny.call_args.args
+    (settings,) = bench_program.make_tiny.call_args.args
     assert settings.tiny and settings.benchmark is BENCHMARKS[family]
     assert run[0].folder.parent.name == "unpruned"
     layers = {one.environment.get("HIPRUNE_OBJECT_LAYER") for one in run[1:]}

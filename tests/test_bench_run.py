@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 
-import bench
+import bench_program
 import bench_run
 import psutil
 import pytest
@@ -73,17 +73,17 @@ def test_resume_runs_what_has_not_finished(make, tmp_path, capsys):
     check = f"assert not pathlib.Path({str(flaw)!r}).exists(), 'flawed';"
     bad = make(head + "(folder / 'rest').touch();" + check + WRITE_RESULTS, "bad")
 
-    assert bench.run_all([good, bad]) == {"N' = 64, bad": "AssertionError: flawed"}
+    assert bench_program.run_all([good, bad]) == {"N' = 64, bad": "AssertionError: flawed"}
     told = capsys.readouterr().out
     assert "[1/2] N' = 64, good: done" in told
     assert "[2/2] N' = 64, bad: FAILED" in told
     assert str(bad.failed_folder / "log.txt") in told
 
     (cut.folder.parent / "cut.running" / "model").mkdir(parents=True)
-    assert set(bench.run_all([good, bad, cut])) == {"N' = 64, bad"}
+    assert set(bench_program.run_all([good, bad, cut])) == {"N' = 64, bad"}
     assert names(good) == ["bad.failed", "cut", "good"]
     flaw.unlink()
-    assert bench.run_all([good, bad, cut]) == {}
+    assert bench_program.run_all([good, bad, cut]) == {}
     assert names(good) == ["bad", "cut", "good"]
     told = capsys.readouterr().out
     assert "[1/3] N' = 64, good: finished before" in told

@@ -52,7 +52,8 @@ def test_what_the_comparison_sets_itself_is_refused():
 
 
 def test_table_and_curve_of_finished_runs(tmp_path, capsys):
-    settings = read(BENCHMARKS["llava"], True, {"OUTPUT": str(tmp_path)})
+    chosen = {"OUTPUT": str(tmp_path), "RETENTIONS": "unpruned 72 48 32"}
+    settings = read(BENCHMARKS["llava"], True, chosen)
     logs = Logs(settings.folder)
     here = {"checkpoint": settings.checkpoint, "object_layer": settings.object_layer}
     logs.write(TINY_TASK, tiny_scores(0.9), **here, tokens=144.0)
@@ -61,7 +62,7 @@ def test_table_and_curve_of_finished_runs(tmp_path, capsys):
         for seed in SEEDS:
             variant = {"method": "random", "seed": seed}
             logs.write(TINY_TASK, tiny_scores(0.5 + seed / 10), budget, **here, variant=variant)
-    report(settings, [72, 48, 32])
+    report(settings)
     text = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["all", "unpruned", "90.0", "10.0", *["90.0"] * 5, ""] in rows
@@ -76,7 +77,7 @@ def test_table_and_curve_of_finished_runs(tmp_path, capsys):
 def test_nothing_is_drawn_before_the_unpruned_run(tmp_path, capsys):
     settings = read(BENCHMARKS["llava"], True, {"OUTPUT": str(tmp_path)})
     settings.folder.mkdir()
-    report(settings, [48])
+    report(settings)
     assert "the unpruned run has not finished" in capsys.readouterr().out
     assert not list(settings.folder.iterdir())
 
