@@ -6,16 +6,10 @@ from pathlib import Path
 
 import torch
 from random_weights import CORPUS, answer_yes_or_no, randomise
-from tiny_train.tokens import QWEN_SPECIAL, QWEN_TEMPLATE
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2TokenizerFast,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from tiny_train.export import qwen_processor
+from tiny_train.tokens import QWEN_SPECIAL, qwen_tokenizer
+from tokenizers import AddedToken
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 ANSWERS = ("Yes", "No")
 
@@ -29,8 +23,9 @@ def make_checkpoint(directory: Path, width: int = 64, seed: int = 0) -> Path:
     directory = Path(directory).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    processor = _processor()
-    tokenizer = processor.tokenizer
+    tokenizer = qwen_tokenizer(CORPUS, vocabulary=512)
+    tokenizer.add_tokens([AddedToken(answer) for answer in ANSWERS])
+    processor = qwen_processor(tokenizer)
     processor.save_pretrained(directory)
     ids = dict(zip(QWEN_SPECIAL, tokenizer.convert_tokens_to_ids(list(QWEN_SPECIAL)), strict=True))
     config = Qwen2_5_VLConfig(
@@ -86,35 +81,6 @@ def make_checkpoint(directory: Path, width: int = 64, seed: int = 0) -> Path:
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     model.to(torch.bfloat16).save_pretrained(directory)  # as the released weights are
     return directory
-
-
-def _processor() -> Qwen2_5_VLProcessor:
-    """Byte-level BPE with Qwen's special tokens, and the real image and video processors."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[AddedToken(token, special=True) for token in QWEN_SPECIAL],
-        show_progress=False,
-    )
-    trained.train_from_iterator(CORPUS, trainer)
-    trained.add_tokens([AddedToken(answer) for answer in ANSWERS])
-    tokenizer = Qwen2TokenizerFast(
-        tokenizer_object=trained,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-        additional_special_tokens=list(QWEN_SPECIAL[1:]),
-        model_max_length=32768,
-    )
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=QWEN_TEMPLATE,
-    )
 
 
 @torch.no_grad()

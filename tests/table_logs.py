@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+from table_markdown import to_markdown
+
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "liuhaotian/llava-v1.5-7b"
 # lmms-eval's metrics, in lmms-eval's units, and the cell that they become.
@@ -81,4 +83,24 @@ def parse_markdown(text):
         assert set("".join(rows.pop(1))) == {"-"}
         assert len({len(row) for row in rows}) == 1
         found.append((rows, [line for line in lines if line and not line.startswith("|")]))
+    return found
+
+
+def read(sheets):
+    """Sheets as a reader finds them in the Markdown."""
+    return parse_markdown("\n\n".join(map(to_markdown, sheets)))
+
+
+def titles(sheets):
+    return [(sheet.number, sheet.title, sheet.limit) for sheet in sheets]
+
+
+def rows_of(sheet):
+    """(group, label, kind or other method) -> title of a column -> number."""
+    found = {}
+    for block in sheet.blocks:
+        for row in block.rows:
+            name = row.name if row.kind == "other" else row.kind
+            headings = (heading.title for heading in sheet.headings)
+            found[block.group, block.label, name] = dict(zip(headings, row.cells, strict=True))
     return found

@@ -8,7 +8,12 @@ from shutil import copyfile
 
 import torch
 from convert_llava_to_hf import make_processor
-from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
 
 from tiny_train.llava import LlavaTrainee
 from tiny_train.tokens import QWEN_TEMPLATE
@@ -28,12 +33,7 @@ def export(trainee: Trainee, directory: Path) -> Path:
         processor = make_processor(trainee.settings, trainee.model.config.vision_config, tokenizer)
         dtype = torch.float16
     else:
-        processor = Qwen2_5_VLProcessor(
-            image_processor=Qwen2VLImageProcessor(),
-            tokenizer=tokenizer,
-            video_processor=Qwen2VLVideoProcessor(),
-            chat_template=QWEN_TEMPLATE,
-        )
+        processor = qwen_processor(tokenizer)
         dtype = torch.bfloat16
     for weight in trainee.model.parameters():  # what is measured from here on is what is shipped
         weight.data = weight.data.to(dtype).to(weight.dtype)
@@ -45,3 +45,13 @@ def export(trainee: Trainee, directory: Path) -> Path:
     if trainee.prompts.pieces:
         copyfile(trainee.prompts.pieces, directory / "tokenizer.model")
     return directory
+
+
+def qwen_processor(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLProcessor:
+    """The real image and video processors around ``tokenizer``."""
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=QWEN_TEMPLATE,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -103,18 +104,18 @@ def llama_tokenizer(directory: Path) -> LlamaTokenizer:
     return tokenizer
 
 
-def qwen_tokenizer() -> Qwen2TokenizerFast:
-    """Byte-level BPE with Qwen's special tokens."""
+def qwen_tokenizer(lines: Iterable[str], vocabulary: int = 1024) -> Qwen2TokenizerFast:
+    """Byte-level BPE of at most so many pieces, learned from ``lines``; Qwen's special tokens."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1024,
+        vocab_size=vocabulary,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[AddedToken(token, special=True) for token in QWEN_SPECIAL],
         show_progress=False,
     )
-    trained.train_from_iterator(corpus(), trainer)
+    trained.train_from_iterator(lines, trainer)
     return Qwen2TokenizerFast(
         tokenizer_object=trained,
         eos_token="<|im_end|>",
@@ -196,7 +197,7 @@ def llava_prompts(directory: Path) -> Prompts:
 
 def qwen_prompts() -> Prompts:
     """Prompts of Qwen2.5-VL: ChatML with and without the system text."""
-    tokenizer = qwen_tokenizer()
+    tokenizer = qwen_tokenizer(corpus())
     system = f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n"
     user = "<|im_start|>user\n<|vision_start|>"
     after = (tokenizer.convert_tokens_to_ids("<|vision_end|>"),)
