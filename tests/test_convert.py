@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -105,6 +106,18 @@ def source(tmp_path):
     )
     save_file({"language_model.lm_head.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     return tmp_path
+
+
+def test_grids_that_are_no_squares_keep_their_shape(tmp_path):
+    """The released sets hold every grid and its transpose, which would hide an exchange."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "assets" / ASSETS["llava_next"], source)
+    config = json.loads((source / "config.json").read_text())
+    config["image_grid_pinpoints"] = [[168, 504], [336, 168]]  # [height, width]
+    (source / "config.json").write_text(json.dumps(config))
+    target = convert_hf_to_llava.convert(source, tmp_path / "llava")
+    written = json.loads((target / "config.json").read_text())
+    assert written["image_grid_pinpoints"] == [[504, 168], [168, 336]]  # [width, height]
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava_llama", None])
