@@ -3,9 +3,7 @@
 set -euo pipefail
 SCRIPT=bench_llava.sh
 FAMILY=llava
-SETUP=setup_llava.sh
-REQUIREMENTS=scripts/requirements-llava.txt
-DEFAULT_VENV=.venv-llava
+ENVIRONMENT=llava
 MODEL_TITLE=LLaVA-1.5
 DEFAULT_CKPT=liuhaotian/llava-v1.5-7b
 DEFAULT_TASKS="gqa mme pope scienceqa_img vizwiz_vqa_val"

@@ -3,9 +3,7 @@
 set -euo pipefail
 SCRIPT=bench_llava_next.sh
 FAMILY=llava_next
-SETUP=setup_llava.sh
-REQUIREMENTS=scripts/requirements-llava.txt
-DEFAULT_VENV=.venv-llava
+ENVIRONMENT=llava
 MODEL_TITLE=LLaVA-NeXT
 DEFAULT_CKPT=liuhaotian/llava-v1.6-vicuna-7b
 DEFAULT_TASKS="pope scienceqa_img vizwiz_vqa_val"

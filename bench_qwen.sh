@@ -3,9 +3,7 @@
 set -euo pipefail
 SCRIPT=bench_qwen.sh
 FAMILY=qwen2_5_vl
-SETUP=setup_qwen.sh
-REQUIREMENTS=scripts/requirements-qwen.txt
-DEFAULT_VENV=.venv-qwen
+ENVIRONMENT=qwen
 MODEL_TITLE=Qwen2.5-VL
 DEFAULT_CKPT=Qwen/Qwen2.5-VL-3B-Instruct
 DEFAULT_TASKS="mmbench_en_dev mmbench_cn_dev pope scienceqa_img vizwiz_vqa_val"

@@ -7,8 +7,10 @@ usage() {
     cat <<'USAGE'
 usage: bash setup_llava.sh
 
-Makes .venv-llava with pinned versions of torch, transformers, llava-torch, lmms-eval and this
-repository. Safe to run again: it repairs what is missing and changes nothing else.
+Makes .venv-llava of scripts/env/llava.lock: torch, transformers, llava-torch, lmms-eval and all that
+they need, each in the one version that is known to work, and this repository. Ends with two questions
+to the small model of assets/ through lmms-eval. Safe to run again: it repairs what is missing and
+changes nothing else.
 
 variables
   VENV     where to make it                      (default .venv-llava)
@@ -19,19 +21,12 @@ USAGE
 case "${1-}" in
     "") ;;
     -h | --help) usage; exit 0 ;;
-    *) echo "setup_llava.sh: unknown argument '$1'; accepted is --help" >&2; exit 2 ;;
+    *) echo "setup_llava.sh: unknown argument '$1'; expected --help or nothing" >&2; exit 2 ;;
 esac
 
 VENV=${VENV:-.venv-llava}
 OLDEST=10
-REQUIREMENTS=scripts/requirements-llava.txt
-source scripts/setup_common.sh
-make_venv
-install_pinned $REQUIREMENTS
-# These three pin or build against other versions than the ones known to run together.
-pip_install --no-deps llava-torch==1.2.2.post1 lmms-eval==0.7.3 torchvision==0.28.0
-install_hiprune
-"$VENV/bin/python" scripts/torchvision_cpu.py
-check_imports torch torchvision transformers accelerate datasets llava.model.builder \
-    lmms_eval.evaluator fvcore.nn matplotlib hiprune hiprune.models.llava hiprune.lmms_llava
-mark_complete setup_llava.sh $REQUIREMENTS
+IMPORTS=(torch torchvision transformers accelerate datasets llava.model.builder
+    lmms_eval.evaluator fvcore.nn matplotlib hiprune hiprune.models.llava hiprune.lmms_llava)
+source scripts/env/common.sh
+set_up llava llava 48

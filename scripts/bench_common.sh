@@ -1,5 +1,5 @@
-# What the bench scripts share. Sourced with FAMILY, SETUP, REQUIREMENTS, DEFAULT_VENV and the texts
-# of the usage set.
+# What the bench scripts share. Sourced with FAMILY, ENVIRONMENT (llava or qwen) and the texts of the
+# usage set.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -28,7 +28,10 @@ what to evaluate
 how to run
   NUM_PROCESSES   processes, one a GPU                   (default 1)
   OUTPUT          folder for results and logs            (default logs)
-  VENV            environment                            (default $DEFAULT_VENV)
+  VENV            environment                            (default .venv-$ENVIRONMENT)
+
+lmms-eval loads most tasks' data with a login to the hub alone, public or not: \`hf auth login\`, or
+HF_TOKEN set to a token. Without one, tasks whose data are on this machine already run.
 USAGE
 }
 
@@ -41,27 +44,25 @@ unknown_argument() {
 use_hf() {
     [[ -n ${HF_CKPT-} ]] || unknown_argument --hf
     FAMILY=${FAMILY%_hf}_hf
-    SETUP=setup_qwen.sh
-    REQUIREMENTS=scripts/requirements-qwen.txt
-    DEFAULT_VENV=.venv-qwen
+    ENVIRONMENT=qwen
     DEFAULT_CKPT=$HF_CKPT
 }
 
 is_complete() (
     cd "$ROOT"
-    source scripts/setup_common.sh
-    setup_is_complete "$SETUP" "$REQUIREMENTS"
+    source scripts/env/common.sh
+    setup_is_complete "$ENVIRONMENT"
 )
 
-# VENV, absolute, as SETUP makes it.
+# VENV, absolute, as the set-up of ENVIRONMENT makes it.
 make_environment() {
-    # A changed pin has our own environment made anew; one that the caller names is left as it is.
+    # A changed lock has our own environment made anew; one that the caller names is left as it is.
     local complete=(test -f "${VENV:-}/hiprune-setup-complete")
     [[ -n ${VENV-} ]] || complete=(is_complete)
-    VENV=${VENV:-$ROOT/$DEFAULT_VENV}
+    VENV=${VENV:-$ROOT/.venv-$ENVIRONMENT}
     [[ $VENV == /* ]] || VENV=$PWD/$VENV
     if ! "${complete[@]}"; then
-        VENV=$VENV bash "$ROOT/$SETUP"
+        VENV=$VENV bash "$ROOT/setup_$ENVIRONMENT.sh"
     fi
 }
 
@@ -83,7 +84,7 @@ bench_main() {
 
 # For scripts that take any of the models: PROGRAM "$@", with SCRIPT and usage set.
 model_main() {
-    local program=$1 tiny=() name
+    local program=$1 tiny=()
     shift
     FAMILY=llava
     while (($#)); do
@@ -108,12 +109,9 @@ model_main() {
         shift
     done
     case "$FAMILY" in
-        llava | llava_next) name=llava ;;
-        *) name=qwen ;;
+        llava | llava_next) ENVIRONMENT=llava ;;
+        *) ENVIRONMENT=qwen ;;
     esac
-    SETUP=setup_$name.sh
-    REQUIREMENTS=scripts/requirements-$name.txt
-    DEFAULT_VENV=.venv-$name
     make_environment
     exec "$VENV/bin/python" -W ignore "$ROOT/scripts/$program" --family "$FAMILY" \
         ${tiny[@]+"${tiny[@]}"}

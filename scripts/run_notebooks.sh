@@ -43,8 +43,6 @@ for argument; do
         *) arguments+=("$argument") ;;
     esac
 done
-SETUP=setup_qwen.sh
-REQUIREMENTS=scripts/requirements-qwen.txt
-DEFAULT_VENV=.venv-qwen
+ENVIRONMENT=qwen
 make_environment
 exec "$VENV/bin/python" -W ignore "$ROOT/scripts/run_notebooks.py" ${arguments[@]+"${arguments[@]}"}

@@ -22,12 +22,12 @@ case "${ONLY-}" in
     *) echo "ONLY='$ONLY': accepted is llava or qwen" >&2; exit 2 ;;
 esac
 
-source scripts/setup_common.sh
+source scripts/env/common.sh
 status=0
 for name in llava qwen; do
     [[ -z "${ONLY-}" || $ONLY == "$name" ]] || continue
     VENV=$ROOT/.venv-$name
-    if ! setup_is_complete "setup_$name.sh" "scripts/requirements-$name.txt"; then
+    if ! setup_is_complete "$name"; then
         VENV=$VENV bash "setup_$name.sh"
     fi
     echo "tests in .venv-$name"

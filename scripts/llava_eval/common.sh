@@ -111,7 +111,7 @@ run_budget() {
 is_set_up() {
   [[ -x $VENV_PYTHON ]] || return
   [[ $VENV != "$ROOT/.venv-llava" ]] ||
-    (cd "$ROOT" && source scripts/setup_common.sh && setup_is_complete setup_llava.sh scripts/requirements-llava.txt)
+    (cd "$ROOT" && source scripts/env/common.sh && setup_is_complete llava)
 }
 
 # ask OUTPUT MODULE ARGUMENT...: have a module of llava.eval write OUTPUT, whole or not at all.
