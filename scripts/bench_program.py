@@ -1,6 +1,7 @@
 """What bench_*.sh, ablation.sh and methods.sh do alike: from settings to runs to a report.
 
-Every run in turn, resumable; what fails is told while the others go on.
+Every run in turn, resumable; what fails is told while the others go on. Where nothing can run, all
+stop with the one reason.
 """
 
 from __future__ import annotations
@@ -9,15 +10,24 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bench_run import Run
 from bench_settings import Settings
 from benchmarks import BENCHMARKS, Benchmark
+from hub_access import without_access
 from tiny import make_tiny
 
 from hiprune import HiPruneError
+
+NO_LOGIN = """note: no login to the model and data hub (`hf auth login`, or HF_TOKEN set to one).
+lmms-eval asks for one even where data are public. Left out until then: {tasks}.
+Tasks whose data are on this machine run all the same."""
+STOPPED = """stopped: the small model of this repository cannot be evaluated here either:
+    {fault}
+    setup_llava.sh and setup_qwen.sh repair an environment, or say what is wrong with it"""
 
 
 def program(
@@ -53,7 +63,16 @@ def program(
     try:
         if settings.tiny:
             make_tiny(settings)
-        failures = run_all(runs)
+        barred = {} if settings.tiny else without_access([run.task for run in unfinished(runs)])
+        if barred:
+            print(NO_LOGIN.format(tasks=", ".join(barred)), flush=True)
+
+        def diagnose(reason: str) -> str | None:
+            if settings.tiny:  # it is the small model that failed
+                return reason
+            return why_nothing_runs(settings.benchmark, read, runs_of)
+
+        failures = run_all(runs, barred, diagnose)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on with the run that it was at", flush=True)
         return 130
@@ -69,13 +88,47 @@ def end_on_signals() -> None:
         signal.signal(sign, signal.default_int_handler)
 
 
-def run_all(runs: list[Run]) -> dict[str, str]:
-    """Execute what is not finished; the failures, label -> reason."""
-    failures = {}
+def unfinished(runs: list[Run]) -> list[Run]:
+    return [run for run in runs if not run.finished]
+
+
+def why_nothing_runs(
+    benchmark: Benchmark,
+    read: Callable[[Benchmark, bool, dict[str, str]], Settings],
+    runs_of: Callable[[Settings], list[Run]],
+) -> str | None:
+    """Why even the small model cannot be evaluated in this environment; None where it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = read(benchmark, True, {"LIMIT": "2", "OUTPUT": folder})
+        make_tiny(settings)
+        return runs_of(settings)[0].execute()
+
+
+def run_all(
+    runs: list[Run],
+    barred: Mapping[str, str] | None = None,
+    diagnose: Callable[[str], str | None] = lambda reason: None,
+) -> dict[str, str]:
+    """Execute what is not finished.
+
+    Args:
+        runs: in this order.
+        barred: task -> why it cannot run here.
+        diagnose: called once, when a run has failed before its first sample: its reason -> why
+            nothing at all can run, which ends the whole; or None, and the others go on.
+
+    Returns:
+        The failures, label -> reason.
+    """
+    failures, diagnosed = {}, False
     for number, run in enumerate(runs, 1):
         head = f"[{number}/{len(runs)}] {run.label}"
         if run.finished:
             print(f"{head}: finished before, kept in {run.folder}", flush=True)
+            continue
+        if barred and run.task in barred:
+            failures[run.label] = barred[run.task]
+            print(f"{head}: left out: {barred[run.task]}", flush=True)
             continue
         print(f"{head}: running", flush=True)
         start = time.monotonic()
@@ -87,4 +140,9 @@ def run_all(runs: list[Run]) -> dict[str, str]:
             failures[run.label] = reason
             print(f"{head}: FAILED after {took}: {reason}", flush=True)
             print(f"    log: {run.failed_folder / 'log.txt'}", flush=True)
+            if not run.answered and not diagnosed:
+                fault, diagnosed = diagnose(reason), True
+                if fault is not None:
+                    print(STOPPED.format(fault=fault), flush=True)
+                    return {"every run": fault}
     return failures

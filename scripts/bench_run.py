@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRESS = b"Model Responding"  # what lmms-eval's models call their progress bar
+ANSWERED = PROGRESS + rb":[^\r\n]*?\b[1-9]\d*/\d+ \["
 GRACE_SECONDS = 20
 # What is raised around a cause and tells less than it.
 WRAPPERS = (
@@ -40,6 +41,16 @@ class Run:
     @property
     def failed_folder(self) -> Path:
         return self.folder.with_name(self.folder.name + ".failed")
+
+    @property
+    def task(self) -> str:
+        return self.folder.name
+
+    @property
+    def answered(self) -> bool:
+        """Did the run that failed answer a sample before?"""
+        log = self.failed_folder / "log.txt"
+        return log.is_file() and bool(re.search(ANSWERED, log.read_bytes()))
 
     def execute(self) -> str | None:
         """Run to the end; None, or the reason of the failure.

@@ -62,6 +62,51 @@ def test_results_with_a_bad_status_are_a_failure(make):
     assert names(run) == ["task.failed"]
 
 
+BAR = "Model Responding:  50%|#####     | {}/2 [00:01<00:01,  1.00it/s]"
+
+
+@pytest.mark.parametrize(
+    ("log", "answered"),
+    [
+        ("ModuleNotFoundError: No module named 'filelock._api'", False),
+        (BAR.format(0) + "\rRuntimeError: out of memory", False),
+        (BAR.format(0) + "\r" + BAR.format(1) + "\rRuntimeError: flawed", True),
+    ],
+)
+def test_whether_a_sample_was_answered_before_the_failure(make, log, answered):
+    run = make(f"print({log!r}); raise SystemExit(1)")
+    assert run.execute() is not None
+    assert run.answered is answered
+
+
+def test_where_nothing_can_run_all_stop_with_the_one_reason(make, capsys):
+    broken = "raise ImportError('no filelock._api')"
+    runs = [make(broken, name) for name in ("one", "two", "three")]
+    failures = bench_program.run_all(runs, diagnose=lambda reason: f"as found: {reason}")
+    assert failures == {"every run": "as found: ImportError: no filelock._api"}
+    told = capsys.readouterr().out
+    assert "[1/3]" in told and "[2/3]" not in told
+    assert told.count("as found: ImportError: no filelock._api") == 1
+    assert not runs[1].failed_folder.exists()
+
+
+def test_a_fault_of_one_run_is_diagnosed_once_and_stops_nothing(make):
+    asked = []
+    answered = f"print({BAR.format(1)!r}); raise ValueError('late')"
+    runs = [make(answered, "late")] + [make("raise ValueError('early')", n) for n in ("b", "c")]
+    failures = bench_program.run_all(runs, diagnose=asked.append)
+    assert list(failures.values()) == ["ValueError: late"] + 2 * ["ValueError: early"]
+    assert asked == ["ValueError: early"]  # not of the run that had answered
+
+
+def test_a_task_that_is_barred_is_left_out(make, capsys):
+    good, barred = make(WRITE_RESULTS, "pope"), make(WRITE_RESULTS, "mme")
+    failures = bench_program.run_all([barred, good], {"mme": "its data are not here"})
+    assert failures == {"N' = 64, mme": "its data are not here"}
+    assert good.finished and not barred.finished
+    assert "[1/2] N' = 64, mme: left out: its data are not here" in capsys.readouterr().out
+
+
 def test_resume_runs_what_has_not_finished(make, tmp_path, capsys):
     """The failed one is tried again, from an empty folder; so is one that was cut off."""
     count = f"open({str(tmp_path / 'calls')!r}, 'a').write(folder.name + ' ');"
