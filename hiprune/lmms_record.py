@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import torch
 
 from hiprune.handle import PruneHandle
-
-PACKAGES = (
-    "hiprune",
-    "torch",
-    "transformers",
-    "llava-torch",
-    "qwen-vl-utils",
-    "lmms_eval",
-    "accelerate",
-)
+from hiprune.machine import hardware, short_name, versions
 
 
 class RunRecord:
@@ -62,8 +51,7 @@ class RunRecord:
             **self.settings,
             "images": images,
             "visual_tokens_per_image": visual_tokens / images if images else None,
-            "versions": _versions(),
-            "python": platform.python_version(),
+            "versions": versions(),
             "machine": _machine(),
         }
 
@@ -86,17 +74,9 @@ def state_in_results(record: Callable[[], dict[str, Any]]) -> None:
     EvaluationTracker.save_results_aggregated = save
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def _machine() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        return short_name(hardware(torch.device("cpu")))
+    count = torch.cuda.device_count()
+    gpu = short_name(hardware(torch.device("cuda", torch.cuda.current_device())))
+    return f"{count} x {gpu}" if count > 1 else gpu

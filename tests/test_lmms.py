@@ -107,6 +107,9 @@ def test_the_record_counts_the_tokens_that_reach_the_language_model(build, famil
     assert (record["retention"], record["alpha"], record["object_layer"]) == (15, 0.1, 3)
     assert record["family"] == family and record["pruned"] is True
     assert record["versions"]["transformers"] == "4.37.2"
+    # What decides pixels, too.
+    assert record["versions"].keys() >= {"python", "torch", "pillow", "libjpeg", "numpy"}
+    assert record["machine"]
 
 
 def test_the_record_of_an_unpruned_run_and_of_beams(build):

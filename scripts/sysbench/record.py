@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from hiprune.machine import hardware, short_name, versions
 from sysbench.comparisons import Comparison
-from sysbench.machine import hardware, short_name, versions
 from sysbench.rounds import Rounds
 from sysbench.summary import summarise, values_of
 

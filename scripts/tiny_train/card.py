@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from shutil import copyfile
 
-from sysbench.machine import hardware, short_name, versions
-
+from hiprune.machine import hardware, short_name, versions
 from tiny_train.batches import HELD_OUT, Batch, Steps
 from tiny_train.loop import CURVE, measure
 from tiny_train.questions import KINDS

@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the code: hardware and versions."""
+"""What a result depends on besides the code: versions and hardware."""
 
 from __future__ import annotations
 
@@ -14,29 +14,41 @@ import torch
 PACKAGES = (
     "hiprune",
     "torch",
+    "torchvision",
     "transformers",
+    "tokenizers",
     "llava-torch",
+    "qwen-vl-utils",
+    "lmms_eval",
+    "datasets",
+    "accelerate",
     "flash-attn",
     "flash-colreduce",
     "triton",
-    "accelerate",
     "numpy",
+    "pillow",
 )
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the installed packages that matter."""
+    """Of Python, of the installed packages that matter, and of what decodes JPEG files."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    try:
+        from PIL import features
+    except ImportError:
+        return found
+    turbo = features.version_feature("libjpeg_turbo")
+    jpeg = f"turbo {turbo}" if turbo else features.version_codec("jpg")
+    return found | ({"libjpeg": jpeg} if jpeg else {})
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The CPU, and the GPU if that is what runs."""
+    """The CPU, and the GPU if that is what runs (``device``)."""
     found = {
         "system": platform.platform(),
         "cpu": _cpu(),
