@@ -8,7 +8,7 @@ from hiprune.patching import apply, prune
 from hiprune.scores import received_attention
 from hiprune.selector import TokenSelection, select_tokens
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "HiPruneConfig",
     "HiPruneError",

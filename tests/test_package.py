@@ -1,21 +1,26 @@
-"""The repository as a package: a wheel that works elsewhere, and an environment as pinned."""
+"""The repository as a package: a wheel that works elsewhere."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+
+import hiprune
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts" / "env"))
+
+import torchvision_cpu  # noqa: E402
+
 SCRIPTS = sorted([*ROOT.glob("*.sh"), *(ROOT / "scripts").rglob("*.sh")])
-REQUIREMENTS = sorted((ROOT / "scripts").glob("requirements-*.txt"))
-PIN = re.compile(r"([\w.-]+)==([\w.]+)(?:; platform_system == \"Linux\")?")
 
 
 def pip(*arguments, cwd):
@@ -64,10 +69,97 @@ def elsewhere(wheel):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    method = {f"hiprune/{path.name}" for path in (ROOT / "hiprune").glob("*.py")}
+    method = {str(path.relative_to(ROOT)) for path in (ROOT / "hiprune").rglob("*.py")}
     adapters = {f"hiprune/models/{path.name}" for path in (ROOT / "models").glob("*.py")}
-    assert found == method | adapters
+    assert found == method | adapters | {"hiprune/py.typed"}
     assert "hiprune/models/llava.py" in found
+    assert wheel.name.startswith(f"hiprune-{hiprune.__version__}-")
+
+
+def needed_for(wheel, extra):
+    """Names of the distributions that ``pip install hiprune[extra]`` brings, of those here."""
+    (told,) = metadata.distributions(path=[str(wheel.parent / "target")])
+    assert extra in told.metadata.get_all("Provides-Extra")
+    waiting = [(told.requires, {extra})]
+    found = set()
+    while waiting:
+        lines, extras = waiting.pop()
+        for need in map(Requirement, lines or []):
+            if need.marker and not any(need.marker.evaluate({"extra": e}) for e in {"", *extras}):
+                continue
+            here = metadata.distribution(need.name)  # raises for what the lock lacks
+            assert need.specifier.contains(here.version, prereleases=True), need
+            if (here.name, frozenset(need.extras)) not in found:
+                found.add((here.name, frozenset(need.extras)))
+                waiting.append((here.requires, need.extras))
+    return {name for name, _ in found}
+
+
+@pytest.fixture
+def bare(elsewhere, wheel, tmp_path):
+    """Run code where the wheel and what one of its extras brings are all there is."""
+
+    def run(extra, code, *others):
+        for name in {*needed_for(wheel, extra), *others}:
+            here = metadata.distribution(name)
+            for top in {file.parts[0] for file in here.files} - {"..", "__pycache__"}:
+                if not (tmp_path / top).exists():  # a namespace of several has them all
+                    (tmp_path / top).symlink_to(here.locate_file(top))
+        command = [sys.executable, "-I", "-S", "-W", "ignore", "-c"]
+        path = [str(tmp_path), str(elsewhere.target)]
+        head = f"import sys; sys.path[:0] = {path!r}\n"
+        if find_spec("_torchvision_without_operators"):  # as its .pth file, which -S leaves out
+            (tmp_path / "shim.py").write_text(torchvision_cpu.SOURCE)
+            head += "import shim\n"
+        code = head + code
+        done = subprocess.run([*command, code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+ASK = """
+import hiprune, torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+path = {path!r}
+model = AutoModelForImageTextToText.from_pretrained(path).eval()
+processor = AutoProcessor.from_pretrained(path)
+content = [dict(type="image"), dict(type="text", text="What colour is the circle?")]
+text = processor.apply_chat_template([dict(role="user", content=content)])
+inputs = processor(text=text, images=Image.new("RGB", (168, 168)), return_tensors="pt")
+handle = hiprune.apply(model, hiprune.HiPruneConfig(retention=16, object_layer=3))
+model.generate(**inputs, max_new_tokens=2)
+assert not {{"lmms_eval", "matplotlib", "peft"}} & set(sys.modules)
+print(handle.selections[0].indices.shape[1])
+"""
+
+
+@pytest.mark.skipif(find_spec("llava") is not None, reason="transformers' own models: .venv-qwen")
+@pytest.mark.parametrize("asset", ["llava-1.5-tiny", "qwen2.5-vl-tiny"])
+def test_the_transformers_extra_is_all_that_its_models_need(bare, asset):
+    assert bare("transformers", ASK.format(path=str(ROOT / "assets" / asset))) == "16\n"
+
+
+@pytest.mark.skipif(find_spec("llava") is None, reason="the llava package: .venv-llava")
+def test_the_llava_extra_is_all_that_the_llava_package_needs(bare, tiny_llava):
+    code = f"""
+import hiprune, torch
+from llava.model.builder import load_pretrained_model
+cpu = dict(device_map="cpu", device="cpu")
+model = load_pretrained_model({str(tiny_llava)!r}, None, "llava", **cpu)[1].float()
+handle = hiprune.apply(model, hiprune.HiPruneConfig(retention=16, object_layer=3))
+print(handle.encode_images(torch.zeros(1, 3, 84, 84))[0].shape[0])
+"""
+    assert bare("llava", code, "llava-torch") == "16\n"
+
+
+def test_versions_agree():
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {hiprune.__version__}\n" in cited
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert changes.partition("\n## ")[2].startswith(hiprune.__version__)
 
 
 def test_the_method_works_elsewhere(elsewhere):
@@ -137,23 +229,6 @@ def test_torchvision_imports_and_resizes():
 def test_shell_scripts_parse(script):
     done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.name)
-def test_everything_is_pinned(path):
-    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
-    assert [line for line in lines if line and not PIN.fullmatch(line)] == []
-
-
-def test_what_is_pinned_is_what_is_installed():
-    """The pins, and those that the setup installs without their own dependencies."""
-    pytest.importorskip("llava", reason="the llava package lives in .venv-llava alone")
-    text = (ROOT / "scripts" / "requirements-llava.txt").read_text()
-    pins = PIN.findall(text + (ROOT / "setup_llava.sh").read_text())
-    assert len(pins) > 20
-    # "2.13.0+cpu" is a build of 2.13.0.
-    found = {name: metadata.version(name).split("+")[0] for name, _ in pins}
-    assert found == dict(pins)
 
 
 def test_no_document_has_a_gap_left_to_fill():
