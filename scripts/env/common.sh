@@ -41,7 +41,8 @@ install_locked() {
     pip_install --no-deps --require-hashes -r "$part"
     # torch alone is without hashes: a build for this machine may lie on it.
     grep -v '^torch==' "$lock" >"$part"
-    pip_install --no-deps --require-hashes --no-build-isolation -r "$part"
+    # --use-pep517: an old pip builds as a new one does.
+    pip_install --no-deps --require-hashes --no-build-isolation --use-pep517 -r "$part"
     pip_install --no-deps "$(grep '^torch==' "$lock")"
     rm -f "$part"
     if "$VENV/bin/python" scripts/env/locked.py cuda; then
