@@ -8,6 +8,7 @@ only how a layer is called differs between versions of transformers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,16 +81,16 @@ class ClipTower:
                 f"image ({what} in this model)"
             )
 
-    def hook(self) -> AttentionCapture:
-        """Hook the object layer's attention; the capture's remove() takes the hooks off.
+    def hook(self) -> list:
+        """Hook the object layer's attention; what comes back is for the handle's ``placed``.
 
         The output layer needs none: the tower runs it itself.
         """
         numbers = {self.config.object_layer} - {self.output_layer}
-        self.capture = AttentionCapture(
+        self.capture = AttentionCapture()
+        return self.capture.attach(
             {n: _scored(self.layers[n - 1].self_attn, self.scored_queries) for n in numbers}
         )
-        return self.capture
 
     def kept_tokens(self, views: int) -> int:
         """N' of an image with so many views; known before the tower has run.
@@ -159,7 +160,7 @@ class ClipTower:
     def _run(self, pixels: Tensor) -> tuple[ScoredHalf, dict[int, Tensor]]:
         """All layers before the output layer, that one's first half, and both layers' scores."""
         output = self.layers[self.output_layer - 1]
-        with self.capture.recording():
+        with self.capture.recording() as recording:
             hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
             for layer in self.layers[: self.output_layer - 1]:
                 hidden = self.run_layer(layer, hidden)
@@ -169,7 +170,7 @@ class ClipTower:
             if self.config.object_layer > self.output_layer:
                 for layer in self.layers[self.output_layer - 1 : self.config.object_layer]:
                     hidden = self.run_layer(layer, hidden)
-            return half, {self.output_layer: half.score, **self.capture.scores()}
+            return half, {self.output_layer: half.score, **recording.found()}
 
     def _finish(self, half: ScoredHalf, rows: slice, chosen: TokenSelection) -> Tensor:
         """The output layer's features of the kept tokens, (B', N', C_v)."""
@@ -187,9 +188,9 @@ class ClipTower:
 
 def _scored(attention: Any, scored_queries: slice) -> ScoredLayer:
     """A CLIPAttention: queries and keys are its q_proj and k_proj, cut into heads."""
+    return ScoredLayer(attention, ("q_proj", "k_proj"), partial(_score, scored_queries))
 
-    def score(query: Tensor, key: Tensor, **_: Any) -> Tensor:
-        query, key = heads(attention, query)[:, :, scored_queries], heads(attention, key)
-        return received_attention(query, key, attention.scale)  # (B, 1+N)
 
-    return ScoredLayer(attention, (attention.q_proj, attention.k_proj), score)
+def _score(scored_queries: slice, attention: Any, query: Tensor, key: Tensor, **_: Any) -> Tensor:
+    query, key = heads(attention, query)[:, :, scored_queries], heads(attention, key)
+    return received_attention(query, key, attention.scale)  # (B, 1+N)

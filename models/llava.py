@@ -19,6 +19,7 @@ import functools
 from typing import Any
 
 import torch
+from hiprune.models.base import register
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_layer import sdpa_forward
 from hiprune.models.views import max_views
@@ -41,7 +42,7 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
     encoder = _PrunedEncoder(model, config)  # raises before anything is changed
     handle = encoder.handle = PruneHandle(model, config, name)
-    handle.on_remove(encoder.tower.hook().remove)
+    handle.placed(encoder.tower.hook())
     for layer in encoder.tower.layers:
         attention = layer.self_attn
         if "forward" in vars(attention) and not hasattr(attention, "_hf_hook"):
@@ -52,6 +53,13 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     handle.replace(model, "encode_images", encoder.encode_images)
     handle.replace(model, "prepare_inputs_labels_for_multimodal", encoder.prepare)
     return handle
+
+
+@register("llava", "LlavaMetaForCausalLM")
+class LlavaPackage:
+    """The adapter, as the registry asks for it."""
+
+    family, patch = staticmethod(family), staticmethod(patch)
 
 
 class _PrunedEncoder:

@@ -19,7 +19,6 @@ from unittest.mock import patch
 
 from torch import nn
 
-from hiprune.patching import ADAPTERS
 from sysbench.stopwatch import Stopwatch
 from sysbench.subject import Subject, language_model
 
@@ -123,8 +122,7 @@ def _scoring_timed(watch: Stopwatch) -> Iterator[None]:
 
         return wrapper
 
-    for adapter in set(ADAPTERS.values()):
-        import_module(adapter)
+    import_module("hiprune.models")
     with ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if not name.startswith("hiprune.models"):
