@@ -193,7 +193,8 @@ class _PrunedModel:
         if self.prepared is not None:
             placeholder[:, self.prepared[0] :] = False
         # What is read on the host is read here, before the tower runs.
-        plan = PromptPlan(placeholder.long(), mask, {_IMAGE: images.spans()})
+        from_right = bool(arguments.get("logits_to_keep"))
+        plan = PromptPlan(placeholder.long(), mask, {_IMAGE: images.spans()}, from_right)
         features = images.features()
         self.handle.selections = images.batch.selections
         prompt = plan.fill({_IMAGE: images.places()})

@@ -164,7 +164,7 @@ class _PrunedModel:
             visual.kind: [[visual.spans[number] for number in row] for row in visual.rows]
             for visual in visuals
         }
-        plan = PromptPlan(kinds, mask, spans)
+        plan = PromptPlan(kinds, mask, spans, from_right=bool(arguments.get("logits_to_keep")))
         features, places, selections = {}, {}, []
         for visual in visuals:
             features[visual.kind] = self._encode(visual.name, arguments[visual.pixels], visual.grid)
