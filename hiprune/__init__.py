@@ -6,7 +6,7 @@ from hiprune.handle import PruneHandle
 from hiprune.maps import received_attention_maps
 from hiprune.patching import apply, prune
 from hiprune.scores import received_attention
-from hiprune.selector import TokenSelection, select_tokens
+from hiprune.selection import TokenSelection, select_tokens
 
 __version__ = "0.1.0"
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
-from hiprune.selector import TokenSelection, select_tokens
+from hiprune.selection import TokenSelection, select_tokens
 
 
 class TokenChooser:

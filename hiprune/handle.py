@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 _MARK = "_hiprune_handle"
 

@@ -20,7 +20,7 @@ from hiprune.chooser import TokenChooser
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.scores import received_attention
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 
 class ClipTower:

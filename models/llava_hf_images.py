@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 
 class ImageEncoder:

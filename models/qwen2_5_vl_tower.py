@@ -17,7 +17,7 @@ from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.scores import received_attention_packed
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 
 class PrunedTower:
