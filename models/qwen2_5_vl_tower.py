@@ -12,10 +12,10 @@ from hiprune.models.qwen2_5_vl_attention import rotated, scored_layer
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture
-from hiprune.chooser import TokenChooser
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
+from hiprune.methods import Images, method_of
 from hiprune.scores import received_attention_packed
 from hiprune.selection import TokenSelection
 
@@ -41,7 +41,7 @@ class PrunedTower:
             )
         self.visual = visual
         self.config = config
-        self.choose = TokenChooser(config)
+        self.choose = method_of(config)
         self.output_layer = len(visual.blocks)
         self.selections: list[TokenSelection] = []
         self._grids: list[list[int]] | None = None  # of the pass that is running
@@ -188,12 +188,12 @@ class PrunedTower:
             tokens = height // self.visual.spatial_merge_size * columns  # N of a frame
             part = slice(start, start + frames * tokens)
             start = part.stop
+            output = output_scores[part].view(frames, tokens)
             selections.append(
                 self.choose(
-                    object_scores[part].view(frames, tokens),
-                    output_scores[part].view(frames, tokens),
-                    columns,
-                    self._budget(tokens),
+                    Images.like(output, columns, self._budget(tokens)),
+                    object_scores=object_scores[part].view(frames, tokens),
+                    output_scores=output,
                 )
             )
         return selections
