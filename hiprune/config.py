@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hiprune.errors import HiPruneError
+from hiprune.methods import METHODS
 from hiprune.neighbours import NEIGHBORHOODS, SHAPES
 
 
@@ -36,7 +37,7 @@ FAMILIES = {
 DEFAULT_ALPHA = 0.1
 # What the fields that change the method accept, its default first.
 CHOICES: dict[str, tuple] = {
-    "method": ("hiprune", "random", "uniform", "cls"),
+    "method": tuple(METHODS),
     "score": ("global", "cls"),
     "buffer": tuple(SHAPES),
     "neighborhood": NEIGHBORHOODS,
@@ -132,6 +133,11 @@ class HiPruneConfig:
             retention=preset.retention if self.retention is None else self.retention,
             object_layer=preset.object_layer if self.object_layer is None else self.object_layer,
         )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the method looks at, names out of :data:`hiprune.methods.NEEDS`."""
+        return METHODS[self.method].needs
 
     @property
     def uses_cls(self) -> bool:

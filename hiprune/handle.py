@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 # In the __dict__ of a patched module: what its methods work with; of the model, its handle.
 STATE = "_hiprune"

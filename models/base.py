@@ -22,7 +22,7 @@ from torch import Tensor
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 # (package, class that a supported model descends from) -> its adapter; model_type of a vision
 # encoder of transformers -> the adapter that scores all of its layers. By name, so that a model
@@ -250,7 +250,8 @@ class Transformers:
             kinds = kinds + kind.number * here
             spans[kind.number] = [[images[number] for number in row] for row in rows]
             encoders[kind] = encode
-        plan = PromptPlan(kinds, mask, spans)
+        from_right = bool(arguments.get("logits_to_keep"))
+        plan = PromptPlan(kinds, mask, spans, from_right)
         positions, ahead = arguments.pop("position_ids", None), None
         given = positions is not None
         if given:

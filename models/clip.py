@@ -17,11 +17,11 @@ from hiprune.models.views import merged_order
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer
-from hiprune.chooser import TokenChooser
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
+from hiprune.methods import Images, method_of
 from hiprune.scores import received_attention
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 
 class ClipTower:
@@ -54,7 +54,7 @@ class ClipTower:
         self.output_layer = select_layer % (len(self.layers) + 1)
         self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
         self.dropping = False  # within an encode that drops tokens
-        self.choose = TokenChooser(config)
+        self.choose = method_of(config)
         # Whose attention counts: every token's, or that of CLS, the first, alone.
         self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
         self._check(select_layer, max_views)
@@ -183,7 +183,13 @@ class ClipTower:
     def _select(self, object_scores: Tensor, output_scores: Tensor, views: int) -> TokenSelection:
         """(V, N) scores of one image's views, or of B images of one view each."""
         budget = self.kept_tokens(views) // views
-        return self.choose(object_scores, output_scores, self.columns, budget)
+        return self.choose(
+            Images.like(output_scores, self.columns, budget),
+            object_scores=object_scores,
+            output_scores=output_scores,
+            # Where a method needs it, these are scores of CLS's attention: the mean of its heads.
+            cls_attention=output_scores.unsqueeze(1),  # (V, 1, N)
+        )
 
 
 def _scored(attention: Any, scored_queries: slice) -> ScoredLayer:

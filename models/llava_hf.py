@@ -20,7 +20,7 @@ from torch import Tensor
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 
 @register("transformers", "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")

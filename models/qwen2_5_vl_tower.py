@@ -20,12 +20,12 @@ from hiprune.models.prompt import ImageSpan
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, Recording, ScoredLayer, captured, observed
-from hiprune.chooser import TokenChooser
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import STATE, Part, PruneHandle
+from hiprune.methods import Images, method_of
 from hiprune.scores import received_attention_packed
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 _PERMUTE = "permute_input_for_window_attn"
 
@@ -71,7 +71,7 @@ class WindowedTower:
                 f"{name}='cls': this model's vision tower has no CLS token; expected another {name}"
             )
         self.config = config
-        self.choose = TokenChooser(config)
+        self.choose = method_of(config)
         self.capture = AttentionCapture()
 
     def patch(self, handle: PruneHandle, visual: Any) -> None:
@@ -161,12 +161,12 @@ class _Pass:
             columns = width // self.merge  # c
             tokens = height // self.merge * columns  # N of a frame
             part = slice(start, start := start + frames * tokens)
+            output = output_scores[part].view(frames, tokens)
             self.selections.append(
                 tower.choose(
-                    object_scores[part].view(frames, tokens),
-                    output_scores[part].view(frames, tokens),
-                    columns,
-                    tower.budget(tokens),
+                    Images.like(output, columns, tower.budget(tokens)),
+                    object_scores=object_scores[part].view(frames, tokens),
+                    output_scores=output,
                 )
             )
         self.kept = raster[flat_indices(self.selections)]

@@ -79,7 +79,7 @@ def test_pixels_without_placeholders(model):
     with hiprune.prune(model, SMALL):
         for call in (model, model.generate):
             with pytest.raises(
-                HiPruneError, match=r"input_ids: \[0\] placeholders in the prompts; accepted is"
+                HiPruneError, match=r"input_ids: \[0\] placeholders in the prompts; expected"
             ):
                 call(**arguments)
 

@@ -25,7 +25,7 @@ from sysbench.subject import Subject, language_model
 TOWER, SCORING, PROJECTOR, PREFILL = "tower", "scoring", "projector", "prefill"
 PARTS = (TOWER, SCORING, PROJECTOR, PREFILL)
 # How the names of the modules begin whose functions are the scoring and the selection.
-_METHOD = ("hiprune.scores", "hiprune.selector")
+_METHOD = ("hiprune.scores", "hiprune.selection")
 
 
 @dataclass(frozen=True)
