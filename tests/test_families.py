@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from families import close, close_where_real, forward, over_families, placed
+from families import over_families
+from family import close, close_where_real, forward, placed
 
 import hiprune
 
