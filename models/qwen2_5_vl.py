@@ -30,7 +30,7 @@ class Qwen25VL(Transformers):
         Kind(2, "video", "pixel_values_videos", "video_grid_thw", "video_token_id"),
     )
     unused = (*Transformers.unused, "second_per_grid_ts")
-    keeps_positions = True
+    keeps_positions = takes_both = True
 
     def family(self, model: Any) -> str:
         return "qwen2_5_vl"
