@@ -101,7 +101,9 @@ class PruneHandle:
 
     # What an adapter does to a model, each with its way back.
 
-    def patch(self, module: nn.Module, part: type[Part], state: Any) -> None:
+    def patch(
+        self, module: nn.Module, part: type[Part], state: Any, made: type | None = None
+    ) -> None:
         """Have a module do as ``part`` says, with ``state``, until remove().
 
         The module's other attributes, hooks and weights stay, and so does what stands on the
@@ -113,23 +115,28 @@ class PruneHandle:
                 f"model: its {type(module).__name__} already has HiPrune applied; expected an "
                 "unpatched model"
             )
-        made = patched_class(type(module), part)
-        before = {}
+        made, before = made or patched_class(type(module), part), {}
+        self._changes.append((weakref.ref(module), _Methods()))
+        object.__setattr__(module, "__class__", made)  # nn.Module's would look at the value
+        vars(module)[STATE] = state
         for name in made._hiprune_names:
             for attribute in _places(module, name):
                 if attribute in vars(module):
                     before[name] = (attribute, vars(module)[attribute])
+                    vars(module)[_BEFORE] = before
                     vars(module)[attribute] = MethodType(vars(made)[name], module)
                     break
-        vars(module)[STATE] = state
-        if before:
-            vars(module)[_BEFORE] = before
-        module.__class__ = made
-        self._changes.append((weakref.ref(module), _Methods()))
 
     def placed(self, hooks: Iterable[tuple[nn.Module, Any]]) -> None:
-        """Have remove() take hooks off again: (module, an object of which ``detach`` does it)."""
-        self._changes += [(weakref.ref(module), _Hook(hook)) for module, hook in hooks]
+        """Have remove() take hooks off again: (module, an object of which ``detach`` does it).
+
+        Each comes before it is put on, so that one that fails half-way is taken off as well.
+        """
+        for module, hook in hooks:
+            # Of a class of its own each time: what Dynamo has compiled before is compiled anew,
+            # since it looks at a module's class, but not for hooks that were put on later.
+            self.patch(module, Part, self, made=patched_class.__wrapped__(type(module), Part))
+            self._changes.append((weakref.ref(module), _Hook(hook)))
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute on one object until remove(); its class stays as it is."""
@@ -266,7 +273,7 @@ class _Methods:
 
     def undo(self, owner: Any) -> None:
         attributes, made = vars(owner), type(owner)
-        del attributes[STATE]
+        attributes.pop(STATE, None)
         before = attributes.pop(_BEFORE, {})
         ours = next((c for c in made.__mro__ if "_hiprune_base" in vars(c)), None)
         if ours is None:
@@ -285,7 +292,7 @@ class _Methods:
             else:
                 attributes[attribute] = MethodType(getattr(base, name), owner)
         if made is ours:  # else somebody's class over it goes on, ours passing straight through
-            owner.__class__ = base
+            object.__setattr__(owner, "__class__", base)
 
 
 class _Hook:
