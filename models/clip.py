@@ -23,6 +23,12 @@ from hiprune.scores import received_attention
 from hiprune.selection import TokenSelection
 
 
+def tower_size(vision: Any, max_views: int) -> dict[str, int]:
+    """What defaults depend on: the tower's layers, and the most tokens of an image."""
+    side = vision.config.image_size // vision.config.patch_size
+    return {"layers": len(vision.encoder.layers), "tokens": max_views * side**2}
+
+
 class ClipTower:
     """The vision tower of one patched model.
 

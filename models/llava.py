@@ -19,7 +19,7 @@ import functools
 from typing import Any
 
 import torch
-from hiprune.models.clip import ClipTower
+from hiprune.models.clip import ClipTower, tower_size
 from hiprune.models.clip_layer import sdpa_forward
 from hiprune.models.views import max_views
 from torch import Tensor
@@ -38,7 +38,10 @@ def family(model: Any) -> str:
 def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     """Apply HiPrune to a model of the `llava` package; see :func:`hiprune.apply`."""
     name = family(model)
-    config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
+    size = tower_size(_loaded_tower(model).vision_tower.vision_model, _max_views(model))
+    config = (
+        HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
+    )
     encoder = _PrunedEncoder(model, config)  # raises before anything is changed
     handle = encoder.handle = PruneHandle(model, config, name)
     handle.on_remove(encoder.tower.hook().remove)

@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from hiprune.models.llava_hf_images import ImageEncoder, PromptImages
+from hiprune.models.llava_hf_images import ImageEncoder, PromptImages, size_of
 from hiprune.models.prompt import PromptPlan, ShrunkPrompt, images_of_rows
 from hiprune.models.transformers_version import require_transformers
 from torch import Tensor
@@ -44,7 +44,10 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     """Apply HiPrune to a model of transformers; see :func:`hiprune.apply`."""
     require_transformers()
     name = family(model)
-    config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
+    size = size_of(model)
+    config = (
+        HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
+    )
     encoder = ImageEncoder(model, config)  # raises before anything is changed
     handle = PruneHandle(model, config, name)
     handle.on_remove(encoder.tower.hook().remove)

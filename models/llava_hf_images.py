@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hiprune.models.clip import ClipTower
+from hiprune.models.clip import ClipTower, tower_size
 from hiprune.models.prompt import ImageSpan
 from hiprune.models.views import max_views
 from torch import Tensor
@@ -173,6 +173,12 @@ class PromptImages:
     def places(self) -> Tensor:
         """(sum of N',), prompt by prompt."""
         return torch.cat([self.batch.places(number) for row in self.rows for number in row])
+
+
+def size_of(model: Any) -> dict[str, int]:
+    """See :func:`hiprune.models.clip.tower_size`."""
+    vision, pinpoints = _clip(model.model), getattr(model.config, "image_grid_pinpoints", None)
+    return tower_size(vision, max_views(pinpoints, vision.config.image_size) if pinpoints else 1)
 
 
 def _clip(inner: Any) -> Any:

@@ -50,7 +50,10 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     model attends.
     """
     require_transformers()
-    config = HiPruneConfig.from_env(FAMILY) if config is None else config.resolve(FAMILY)
+    size = {"layers": len(model.model.visual.blocks)}
+    config = (
+        HiPruneConfig.from_env(FAMILY, **size) if config is None else config.resolve(FAMILY, **size)
+    )
     tower = PrunedTower(model.model.visual, config)  # raises before anything is changed
     handle = PruneHandle(model, config, FAMILY)
     tower.patch(handle)
