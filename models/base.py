@@ -19,7 +19,7 @@ from hiprune.models.prompt import ImageSpan, PromptPlan, ShrunkPrompt, images_of
 from hiprune.models.transformers_version import require_transformers
 from torch import Tensor
 
-from hiprune.config import HiPruneConfig
+from hiprune.config import FAMILIES, Family, HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.selection import TokenSelection
@@ -31,8 +31,15 @@ ADAPTERS: dict[tuple[str, str], Any] = {}
 ENCODERS: dict[str, Any] = {}
 
 
-def register(package: str, *classes: str, encoders: tuple[str, ...] = ()) -> Callable[[type], type]:
+def register(
+    package: str,
+    *classes: str,
+    families: tuple[Family, ...] = (),
+    encoders: tuple[str, ...] = (),
+) -> Callable[[type], type]:
     """Class decorator: an adapter for models of these classes, and for these vision encoders.
+
+    The families, with their defaults, join :data:`hiprune.config.FAMILIES`.
 
     An adapter of models has ``family(model)``, their family's name, and ``patch(model, config)``,
     which returns the handle; one of encoders ``run`` and ``extra_tokens``, as
@@ -43,6 +50,7 @@ def register(package: str, *classes: str, encoders: tuple[str, ...] = ()) -> Cal
         made = adapter()
         ADAPTERS.update({(package, name): made for name in classes})
         ENCODERS.update(dict.fromkeys(encoders, made))
+        FAMILIES.update({family.name: family for family in families})
         return adapter
 
     return add
@@ -131,6 +139,12 @@ class Transformers:
         """Name of the family, as in :data:`hiprune.config.FAMILIES`."""
         raise NotImplementedError
 
+    def size(self, model: Any) -> dict[str, int]:
+        """What defaults depend on: ``layers`` of the tower, and the most ``tokens`` of an image
+        where all have the same.
+        """
+        raise NotImplementedError
+
     def tower(self, model: Any, config: HiPruneConfig) -> Any:
         """What is known of the model's tower; raises before anything is changed."""
         raise NotImplementedError
@@ -169,8 +183,10 @@ class Transformers:
     def patch(self, model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
         """Apply HiPrune to a model; see :func:`hiprune.apply`."""
         require_transformers()
-        name = self.family(model)
-        config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
+        name, size = self.family(model), self.size(model)
+        config = (
+            HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
+        )
         tower = self.tower(model, config)
         handle = PruneHandle(model, config, name, self)
         try:

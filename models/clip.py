@@ -17,11 +17,22 @@ from hiprune.models.views import merged_order
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer
-from hiprune.config import HiPruneConfig
+from hiprune.config import Family, HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.methods import Images, method_of
 from hiprune.scores import received_attention
 from hiprune.selection import TokenSelection
+
+FAMILIES = (
+    Family("llava", "HIPRUNE_RETENTION", 192, 576, object_layer=9, encoder_layers=24),
+    Family("llava_next", "HIPRUNE_RETENTION", 640, 2880, object_layer=9, encoder_layers=24),
+)
+
+
+def tower_size(vision: Any, max_views: int) -> dict[str, int]:
+    """What defaults depend on: the tower's layers, and the most tokens of an image."""
+    side = vision.config.image_size // vision.config.patch_size
+    return {"layers": len(vision.encoder.layers), "tokens": max_views * side**2}
 
 
 class ClipTower:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from hiprune.models.base import register
-from hiprune.models.clip import ClipTower
+from hiprune.models.clip import FAMILIES, ClipTower, tower_size
 from hiprune.models.clip_layer import sdpa_forward
 from hiprune.models.views import max_views
 from torch import Tensor
@@ -39,7 +39,10 @@ def family(model: Any) -> str:
 def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     """Apply HiPrune to a model of the `llava` package; see :func:`hiprune.apply`."""
     name = family(model)
-    config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
+    size = tower_size(_loaded_tower(model).vision_tower.vision_model, _max_views(model))
+    config = (
+        HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
+    )
     encoder = _PrunedEncoder(model, config)  # raises before anything is changed
     handle = encoder.handle = PruneHandle(model, config, name)
     handle.placed(encoder.tower.hook())
@@ -55,7 +58,7 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     return handle
 
 
-@register("llava", "LlavaMetaForCausalLM")
+@register("llava", "LlavaMetaForCausalLM", families=FAMILIES)
 class LlavaPackage:
     """The adapter, as the registry asks for it."""
 
