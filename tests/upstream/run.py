@@ -106,11 +106,11 @@ def main() -> int:
     plain, patched = (run(mode, cache, tests, files, asked.select) for mode in ("off", "full"))
 
     kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    # What fails unpatched on these tiny models says nothing.
     differs = {
         test: found
         for test, found in patched.items()
-        if found["outcome"] != plain.get(test, {}).get("outcome")
-        or (found["outcome"] == "failed" and found["errors"] != plain[test]["errors"])
+        if found["outcome"] != "passed" and plain.get(test, {}).get("outcome") == "passed"
     }
     for results, name in ((plain, "unpatched"), (patched, "everything kept")):
         counts = Counter(found["outcome"] for found in results.values())
@@ -124,9 +124,8 @@ def main() -> int:
     for test in gone:
         print(f"in the list, and no longer so: {test}")
     if asked.update:
-        reasons = {
-            test: kept.get(test, "; ".join(differs[test]["errors"])) for test in sorted(differs)
-        }
+        errors = {test: "; ".join(found["errors"]) for test, found in differs.items()}
+        reasons = {test: kept.get(test, errors[test]) for test in sorted(differs)}
         print(json.dumps(reasons, indent=2))
     return 1 if news or gone else 0
 
