@@ -4,9 +4,12 @@ from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.maps import received_attention_maps
+
+# The function, in the place of the subpackage's name: `from hiprune.methods import ...` finds that.
+from hiprune.methods import methods
 from hiprune.patching import apply, prune
 from hiprune.scores import received_attention
-from hiprune.selector import TokenSelection, select_tokens
+from hiprune.selection import TokenSelection, select_tokens
 
 __version__ = "0.2.0"
 __all__ = [
@@ -15,6 +18,7 @@ __all__ = [
     "PruneHandle",
     "TokenSelection",
     "apply",
+    "methods",
     "prune",
     "received_attention",
     "received_attention_maps",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hiprune.errors import HiPruneError
 from hiprune.painting import COLOURS, paint_image, paint_ranks, paint_selection
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 from hiprune.token_grids import TokenGrid
 
 if TYPE_CHECKING:

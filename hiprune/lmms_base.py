@@ -12,7 +12,7 @@ What differs from the stock classes:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -25,6 +25,8 @@ from tqdm import tqdm
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.lmms_record import RunRecord, state_in_results
+from hiprune.models.base import adapter_of
+from hiprune.patching import apply
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -63,23 +65,21 @@ class PrunedLmms:
                 "accepted here is device_map=cpu"
             )
 
-    def _start(
-        self,
-        patch: Callable[[Any], PruneHandle],
-        prune: bool,
-        family: str,
-        details: dict[str, Any],
-    ) -> None:
+    def _start(self, prune: bool, details: dict[str, Any]) -> None:
         """Apply HiPrune to the loaded model, unless ``prune`` is False, and open the record."""
-        self.handle = patch(self._model) if prune else None
-        self.record = RunRecord(self.handle, family, details)
+        self.handle: PruneHandle | None = apply(self._model) if prune else None
+        self.record = RunRecord(self.handle, self._family, details)
         state_in_results(self.record.as_dict)
+
+    @property
+    def _family(self) -> str:
+        return adapter_of(self._model).family(self._model)
 
     def clean(self) -> None:
         """Drop the model, as lmms-eval asks before it scores the answers."""
         if self.handle:
             self.handle.remove()
-            self.handle = None  # it holds the model
+            self.handle = None
         super().clean()
 
     def generate_until(self, requests: list) -> list[str]:

@@ -14,7 +14,6 @@ from lmms_eval.models.simple.llava import Llava, best_fit_attn_implementation
 
 from hiprune.errors import HiPruneError
 from hiprune.lmms_base import DTYPES, PrunedLmms, check_arguments, generation
-from hiprune.models import llava as adapter
 
 
 class LlavaHiPrune(PrunedLmms, Llava):
@@ -75,9 +74,7 @@ class LlavaHiPrune(PrunedLmms, Llava):
         self.use_cache = use_cache
         self.truncate_context = truncate_context
         self._start(
-            adapter.patch,
             prune,
-            adapter.family(self._model),
             {"checkpoint": pretrained, "dtype": dtype, "attention": attn_implementation},
         )
 

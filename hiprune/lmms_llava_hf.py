@@ -11,7 +11,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hiprune.images import pad_to_square
 from hiprune.lmms_base import DTYPES, PrunedLmms, check_arguments, generation
-from hiprune.models import llava_hf as adapter
 
 
 class LlavaHfHiPrune(PrunedLmms, LlavaHf):
@@ -60,12 +59,9 @@ class LlavaHfHiPrune(PrunedLmms, LlavaHf):
         self.chat_template = chat_template or self._tokenizer.chat_template or VICUNA_CHAT_TEMPLATE
         self.batch_size_per_gpu = int(batch_size)
         self.use_cache = use_cache
-        family = adapter.family(self._model)
-        self.pad = pad and family == "llava"
+        self.pad = pad and self._family == "llava"
         self._start(
-            adapter.patch,
             prune,
-            family,
             {
                 "checkpoint": pretrained,
                 "dtype": dtype,

@@ -13,7 +13,6 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalG
 
 from hiprune.errors import HiPruneError
 from hiprune.lmms_base import DTYPES, PrunedLmms, check_arguments, generation
-from hiprune.models import qwen2_5_vl as adapter
 
 
 class Qwen25VLHiPrune(PrunedLmms, Qwen2_5_VL):
@@ -59,9 +58,7 @@ class Qwen25VLHiPrune(PrunedLmms, Qwen2_5_VL):
         self.use_cache = use_cache
         self.system_prompt = system_prompt
         self._start(
-            adapter.patch,
             prune,
-            adapter.FAMILY,
             {"checkpoint": pretrained, "dtype": dtype, "attention": attn_implementation},
         )
 

@@ -7,26 +7,12 @@ that memory grows with layers x tokens and no N x N map is ever held.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
-
-# model_type of an encoder's configuration -> the module that knows it. By name, so that no model
-# package is imported unless the encoder comes from it.
-_ENCODERS = {
-    "clip_vision_model": "hiprune.models.encoders",
-    "siglip_vision_model": "hiprune.models.encoders",
-    "siglip2_vision_model": "hiprune.models.encoders",
-    "vit": "hiprune.models.encoders",
-    "deit": "hiprune.models.encoders",
-    "dinov2": "hiprune.models.encoders",
-    "dinov2_with_registers": "hiprune.models.encoders",
-    "qwen2_5_vl_vision": "hiprune.models.qwen2_5_vl_maps",
-}
 
 
 def received_attention_maps(vision_model: Any, pixel_values: Tensor, **inputs: Any) -> Tensor:
@@ -82,10 +68,12 @@ def extra_tokens(vision_model: Any) -> int:
 
 
 def _adapter(vision_model: Any) -> Any:
+    from hiprune.models.base import ENCODERS
+
     found = getattr(getattr(vision_model, "config", None), "model_type", None)
-    if found not in _ENCODERS:
+    if found not in ENCODERS:
         raise HiPruneError(
-            f"vision_model: {type(vision_model).__qualname__} of model_type {found!r}; accepted is "
-            f"a vision encoder of transformers with one of {', '.join(_ENCODERS)}"
+            f"vision_model: {type(vision_model).__qualname__} of model_type {found!r}; expected a "
+            f"vision encoder of transformers with one of {', '.join(ENCODERS)}"
         )
-    return import_module(_ENCODERS[found])
+    return ENCODERS[found]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hiprune.analysis import ranks
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 from hiprune.token_grids import TokenGrid
 
 if TYPE_CHECKING:

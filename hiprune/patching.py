@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 from hiprune.config import HiPruneConfig
-from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
+from hiprune.models.base import ADAPTERS, adapter_of
 
-# (package and class that a supported model descends from) -> adapter. By name, so that no model
-# package is imported, or needed, unless the user's model comes from it.
-ADAPTERS = {
-    ("llava", "LlavaMetaForCausalLM"): "hiprune.models.llava",
-    ("transformers", "LlavaForConditionalGeneration"): "hiprune.models.llava_hf",
-    ("transformers", "LlavaNextForConditionalGeneration"): "hiprune.models.llava_hf",
-    ("transformers", "Qwen2_5_VLForConditionalGeneration"): "hiprune.models.qwen2_5_vl",
+# (package, class) of what is put around a model -> the attribute that holds it.
+_WRAPPERS = {
+    ("torch", "OptimizedModule"): "_orig_mod",
+    ("torch", "DistributedDataParallel"): "module",
+    ("torch", "DataParallel"): "module",
+    ("torch", "FullyShardedDataParallel"): "module",
+    ("deepspeed", "DeepSpeedEngine"): "module",
+    ("peft", "PeftModel"): "base_model",
+    ("peft", "BaseTuner"): "model",
 }
 
 
@@ -26,7 +27,8 @@ def apply(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
 
     Args:
         model: LLaVA-1.5 or LLaVA-NeXT, of the `llava` package or of transformers, or
-            transformers' Qwen2.5-VL.
+            transformers' Qwen2.5-VL. A model in a wrapper (peft's, torch.compile's, DDP's,
+            DeepSpeed's) is taken out of it: the wrapper then runs the patched model.
         config: the hyper-parameters; unless given, HIPRUNE_* variables and the defaults of the
             model's family.
 
@@ -37,7 +39,8 @@ def apply(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
         HiPruneError: a model of another family, one that already has HiPrune applied, or a budget
             or layer that this model cannot have.
     """
-    return _adapter(model).patch(model, config)
+    model = unwrapped(model)
+    return adapter_of(model).patch(model, config)
 
 
 @contextmanager
@@ -50,13 +53,15 @@ def prune(model: Any, config: HiPruneConfig | None = None) -> Iterator[PruneHand
         handle.remove()
 
 
-def _adapter(model: Any) -> Any:
-    for cls in type(model).__mro__:
-        adapter = ADAPTERS.get((cls.__module__.partition(".")[0], cls.__name__))
-        if adapter is not None:
-            return import_module(adapter)
-    accepted = ", ".join(f"{package}'s {name}" for package, name in ADAPTERS)
-    raise HiPruneError(
-        f"model: {type(model).__module__}.{type(model).__qualname__}; accepted is an instance of "
-        f"{accepted}"
-    )
+def unwrapped(model: Any) -> Any:
+    """The model that wrappers such as PeftModel or DistributedDataParallel hold."""
+    while (name := _wrapping(model)) is not None:
+        model = getattr(model, name)
+    return model
+
+
+def _wrapping(model: Any) -> str | None:
+    names = [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(model).__mro__]
+    if any(name in ADAPTERS for name in names):
+        return None
+    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)

@@ -1,1 +1,8 @@
-"""One adapter a model family: what HiPrune changes in that family's released code."""
+"""One adapter a model family: what HiPrune changes in that family's released code.
+
+Importing this package fills the registry (:mod:`hiprune.models.base`) and imports no model package.
+"""
+
+from hiprune.models import encoders, llava, llava_hf, qwen2_5_vl
+
+__all__ = ["encoders", "llava", "llava_hf", "qwen2_5_vl"]

@@ -8,6 +8,7 @@ only how a layer is called differs between versions of transformers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,22 @@ from hiprune.models.views import merged_order
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer
-from hiprune.chooser import TokenChooser
-from hiprune.config import HiPruneConfig
+from hiprune.config import Family, HiPruneConfig
 from hiprune.errors import HiPruneError
+from hiprune.methods import Images, method_of
 from hiprune.scores import received_attention
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
+
+FAMILIES = (
+    Family("llava", "HIPRUNE_RETENTION", 192, 576, object_layer=9, encoder_layers=24),
+    Family("llava_next", "HIPRUNE_RETENTION", 640, 2880, object_layer=9, encoder_layers=24),
+)
+
+
+def tower_size(vision: Any, max_views: int) -> dict[str, int]:
+    """What defaults depend on: the tower's layers, and the most tokens of an image."""
+    side = vision.config.image_size // vision.config.patch_size
+    return {"layers": len(vision.encoder.layers), "tokens": max_views * side**2}
 
 
 class ClipTower:
@@ -53,7 +65,7 @@ class ClipTower:
         self.output_layer = select_layer % (len(self.layers) + 1)
         self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
         self.dropping = False  # within an encode that drops tokens
-        self.choose = TokenChooser(config)
+        self.choose = method_of(config)
         # Whose attention counts: every token's, or that of CLS, the first, alone.
         self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
         self._check(select_layer, max_views)
@@ -80,16 +92,16 @@ class ClipTower:
                 f"image ({what} in this model)"
             )
 
-    def hook(self) -> AttentionCapture:
-        """Hook the object layer's attention; the capture's remove() takes the hooks off.
+    def hook(self) -> list:
+        """Hook the object layer's attention; what comes back is for the handle's ``placed``.
 
         The output layer needs none: the tower runs it itself.
         """
         numbers = {self.config.object_layer} - {self.output_layer}
-        self.capture = AttentionCapture(
+        self.capture = AttentionCapture()
+        return self.capture.attach(
             {n: _scored(self.layers[n - 1].self_attn, self.scored_queries) for n in numbers}
         )
-        return self.capture
 
     def kept_tokens(self, views: int) -> int:
         """N' of an image with so many views; known before the tower has run.
@@ -159,7 +171,7 @@ class ClipTower:
     def _run(self, pixels: Tensor) -> tuple[ScoredHalf, dict[int, Tensor]]:
         """All layers before the output layer, that one's first half, and both layers' scores."""
         output = self.layers[self.output_layer - 1]
-        with self.capture.recording():
+        with self.capture.recording() as recording:
             hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
             for layer in self.layers[: self.output_layer - 1]:
                 hidden = self.run_layer(layer, hidden)
@@ -169,7 +181,7 @@ class ClipTower:
             if self.config.object_layer > self.output_layer:
                 for layer in self.layers[self.output_layer - 1 : self.config.object_layer]:
                     hidden = self.run_layer(layer, hidden)
-            return half, {self.output_layer: half.score, **self.capture.scores()}
+            return half, {self.output_layer: half.score, **recording.found()}
 
     def _finish(self, half: ScoredHalf, rows: slice, chosen: TokenSelection) -> Tensor:
         """The output layer's features of the kept tokens, (B', N', C_v)."""
@@ -182,14 +194,20 @@ class ClipTower:
     def _select(self, object_scores: Tensor, output_scores: Tensor, views: int) -> TokenSelection:
         """(V, N) scores of one image's views, or of B images of one view each."""
         budget = self.kept_tokens(views) // views
-        return self.choose(object_scores, output_scores, self.columns, budget)
+        return self.choose(
+            Images.like(output_scores, self.columns, budget),
+            object_scores=object_scores,
+            output_scores=output_scores,
+            # Where a method needs it, these are scores of CLS's attention: the mean of its heads.
+            cls_attention=output_scores.unsqueeze(1),  # (V, 1, N)
+        )
 
 
 def _scored(attention: Any, scored_queries: slice) -> ScoredLayer:
     """A CLIPAttention: queries and keys are its q_proj and k_proj, cut into heads."""
+    return ScoredLayer(attention, ("q_proj", "k_proj"), partial(_score, scored_queries))
 
-    def score(query: Tensor, key: Tensor, **_: Any) -> Tensor:
-        query, key = heads(attention, query)[:, :, scored_queries], heads(attention, key)
-        return received_attention(query, key, attention.scale)  # (B, 1+N)
 
-    return ScoredLayer(attention, (attention.q_proj, attention.k_proj), score)
+def _score(scored_queries: slice, attention: Any, query: Tensor, key: Tensor, **_: Any) -> Tensor:
+    query, key = heads(attention, query)[:, :, scored_queries], heads(attention, key)
+    return received_attention(query, key, attention.scale)  # (B, 1+N)

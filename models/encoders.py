@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from hiprune.models.base import register
 from torch import Tensor, nn
 
-from hiprune.capture import AttentionCapture, ScoredLayer
+from hiprune.capture import ScoredLayer, captured
 from hiprune.errors import HiPruneError
 from hiprune.scores import received_attention
 
@@ -28,27 +29,33 @@ _EXTRA = {
 }
 
 
+@register("transformers", encoders=tuple(_EXTRA))
+class Encoders:
+    """The adapter of all of these."""
+
+    def extra_tokens(self, model: Any) -> int:
+        """E: see :func:`hiprune.maps.extra_tokens`."""
+        return extra_tokens(model)
+
+    def run(self, model: Any, pixel_values: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """(layers, images, N) scores and (images, N, C) features; see :mod:`hiprune.maps`."""
+        return run(model, pixel_values, **inputs)
+
+
 def extra_tokens(model: Any) -> int:
-    """E: see :func:`hiprune.maps.extra_tokens`."""
     return _EXTRA[model.config.model_type] + getattr(model.config, "num_register_tokens", 0)
 
 
 def run(model: Any, pixel_values: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """(layers, images, N) scores and (images, N, C) features; see :mod:`hiprune.maps`."""
     model = getattr(model, "base_model", model)  # without a classifier's head, where it has one
     extra = extra_tokens(model)
     mask = inputs.get("pixel_attention_mask")
     mask = None if mask is None or bool(mask.bool().all()) else mask.bool()
     attentions = _attentions(model)
-    capture = AttentionCapture(
-        {number: _scored(module, mask) for number, module in enumerate(attentions, start=1)}
-    )
-    try:
-        with capture.recording():
-            output = model(pixel_values, return_dict=True, **inputs)
-            scores = capture.scores()
-    finally:
-        capture.remove()
+    layers = {number: _scored(module, mask) for number, module in enumerate(attentions, start=1)}
+    with captured(layers) as recording:
+        output = model(pixel_values, return_dict=True, **inputs)
+        scores = recording.found()
     if not hasattr(output, "last_hidden_state"):
         raise HiPruneError(
             f"vision_model: {type(model).__qualname__} returns no last_hidden_state; accepted is "
@@ -84,7 +91,7 @@ def _scored(attention: Any, mask: Tensor | None) -> ScoredLayer:
     heads = getattr(attention, "num_heads", None) or attention.num_attention_heads
     scale = getattr(attention, "scale", None) or getattr(attention, "scaling", None)
 
-    def score(query: Tensor, key: Tensor, **_: Any) -> Tensor:
+    def score(_: Any, query: Tensor, key: Tensor, **kwargs: Any) -> Tensor:
         query, key = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
         if mask is None:
             return received_attention(query, key, scale)  # (B, H, E+N, D) x 2 -> (B, E+N)
@@ -94,4 +101,4 @@ def _scored(attention: Any, mask: Tensor | None) -> ScoredLayer:
             found[image, there] = received_attention(*own, scale)[0]
         return found
 
-    return ScoredLayer(attention, tuple(getattr(attention, name) for name in names), score)
+    return ScoredLayer(attention, names, score)

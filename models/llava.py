@@ -19,7 +19,8 @@ import functools
 from typing import Any
 
 import torch
-from hiprune.models.clip import ClipTower
+from hiprune.models.base import register
+from hiprune.models.clip import FAMILIES, ClipTower, tower_size
 from hiprune.models.clip_layer import sdpa_forward
 from hiprune.models.views import max_views
 from torch import Tensor
@@ -38,10 +39,13 @@ def family(model: Any) -> str:
 def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     """Apply HiPrune to a model of the `llava` package; see :func:`hiprune.apply`."""
     name = family(model)
-    config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
+    size = tower_size(_loaded_tower(model).vision_tower.vision_model, _max_views(model))
+    config = (
+        HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
+    )
     encoder = _PrunedEncoder(model, config)  # raises before anything is changed
     handle = encoder.handle = PruneHandle(model, config, name)
-    handle.on_remove(encoder.tower.hook().remove)
+    handle.placed(encoder.tower.hook())
     for layer in encoder.tower.layers:
         attention = layer.self_attn
         if "forward" in vars(attention) and not hasattr(attention, "_hf_hook"):
@@ -52,6 +56,13 @@ def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
     handle.replace(model, "encode_images", encoder.encode_images)
     handle.replace(model, "prepare_inputs_labels_for_multimodal", encoder.prepare)
     return handle
+
+
+@register("llava", "LlavaMetaForCausalLM", families=FAMILIES)
+class LlavaPackage:
+    """The adapter, as the registry asks for it."""
+
+    family, patch = staticmethod(family), staticmethod(patch)
 
 
 class _PrunedEncoder:

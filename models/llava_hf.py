@@ -1,239 +1,181 @@
-"""HiPrune for transformers' own LLaVA-1.5 and LLaVA-NeXT (llava-hf/*), 5.17 to 5.x.
+"""transformers' own LLaVA-1.5 and LLaVA-NeXT (llava-hf/*), 5.17 to 5.x.
 
-Modifications, on one instance and until the handle's remove():
-- ``forward``: where a prompt has images, the tower runs up to the output layer, the kept tokens
-  are chosen, the projector sees these alone, and the prompt goes on, shorter, as embeddings. Steps
-  that follow on such a prompt's cache have their attention mask and positions counted anew.
-- ``generate``: has the images encoded once, by its first step; its loop is the model's own and
-  sees the unpruned ids, so that what it returns, and what counts or looks at the prompt's tokens
-  (``max_length``, streamers, a repetition penalty), is as unpatched.
-
-Un-padding and newline tokens of LLaVA-NeXT are not used, as in the paper's code (merge type
+The tower runs up to the output layer, the kept tokens are chosen, and the projector sees these
+alone. Un-padding and newline tokens of LLaVA-NeXT are not used, as in the paper's code (merge type
 ``spatial``): kept tokens of the base view, then those of the grid in its raster order.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from hiprune.models.llava_hf_images import ImageEncoder, PromptImages
-from hiprune.models.prompt import PromptPlan, ShrunkPrompt, images_of_rows
-from hiprune.models.transformers_version import require_transformers
+from hiprune.models.base import Encoded, Kind, Transformers, register
+from hiprune.models.clip import FAMILIES, ClipTower, tower_size
+from hiprune.models.prompt import ImageSpan
+from hiprune.models.views import max_views
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
-
-_IMAGE = 1  # the one kind of visual token in these prompts
-# Inputs that count the unpruned prompt's positions and that the language model does without.
-_UNUSED = ("token_type_ids", "mm_token_type_ids", "cache_position", "mm_encoder_outputs")
+from hiprune.selection import TokenSelection
 
 
-def family(model: Any) -> str:
-    """ "llava_next" where images are cut into views, "llava" elsewhere."""
-    return "llava_next" if hasattr(model.config, "image_grid_pinpoints") else "llava"
+@register(
+    "transformers",
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    families=FAMILIES,
+)
+class LlavaHf(Transformers):
+    kinds = (Kind(1, "image", "pixel_values", "image_sizes", "image_token_id"),)
 
+    def family(self, model: Any) -> str:
+        """ "llava_next" where images are cut into views, "llava" elsewhere."""
+        return "llava_next" if _pinpoints(model) is not None else "llava"
 
-def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
-    """Apply HiPrune to a model of transformers; see :func:`hiprune.apply`."""
-    require_transformers()
-    name = family(model)
-    config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
-    encoder = ImageEncoder(model, config)  # raises before anything is changed
-    handle = PruneHandle(model, config, name)
-    handle.on_remove(encoder.tower.hook().remove)
-    pruned = _PrunedModel(model, encoder, handle)
-    handle.encode = pruned.encode
-    handle.replace(model, "forward", _wrap(model, "forward", pruned.forward))
-    handle.replace(model, "generate", _wrap(model, "generate", pruned.generate))
-    return handle
+    def size(self, model: Any) -> dict[str, int]:
+        return tower_size(_clip(model.model), _max_views(model))
 
+    def tower(self, model: Any, config: HiPruneConfig) -> ClipTower:
+        layer = model.config.vision_feature_layer
+        return ClipTower(_clip(model.model), layer, config, _max_views(model), _run_layer)
 
-def _wrap(model: Any, method: str, replacement: Callable[[dict], Any]) -> Callable:
-    """``replacement`` of the arguments by name, behind the method's signature.
+    def patch_tower(self, model: Any, handle: PruneHandle) -> None:
+        handle.placed(handle.tower.hook())
 
-    generate looks at forward's signature to know what it accepts.
-    """
-    # The class's: what stands on the instance may be a wrapper of someone's that tells no names.
-    signature = inspect.signature(getattr(type(model), method))
-
-    @functools.wraps(getattr(model, method))
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        arguments = dict(signature.bind(model, *args, **kwargs).arguments)
-        del arguments["self"]
-        arguments.update(arguments.pop("kwargs", {}))
-        return replacement(arguments)
-
-    return wrapper
-
-
-class _PrunedModel:
-    """forward and generate of one patched model."""
-
-    def __init__(self, model: Any, encoder: ImageEncoder, handle: PruneHandle) -> None:
-        self.model = model
-        self.encoder = encoder
-        self.handle = handle
-        self.original_forward, self.original_generate = model.forward, model.generate
-        # A cache -> the prompt that it began with, for the steps that follow.
-        self.prompts: WeakKeyDictionary[Any, ShrunkPrompt] = WeakKeyDictionary()
-        # While generate runs: T of its prompts, and their images.
-        self.prepared: tuple[int, PromptImages | None] | None = None
-
-    def encode(self, pixels: Any, sizes: Any) -> list[Tensor]:
-        batch = self.encoder.batch(pixels, sizes)
-        features = batch.features
-        self.handle.selections = batch.selections
-        return features
-
-    def generate(self, arguments: dict[str, Any]) -> Any:
-        pixels, sizes = arguments.pop("pixel_values", None), arguments.pop("image_sizes", None)
-        cache = arguments.get("past_key_values")
-        if cache in self.prompts and cache.get_seq_length() > 0:
-            raise HiPruneError(
-                "past_key_values: the cache of a pruned prompt; accepted by generate is the whole "
-                "prompt without a cache"
-            )
-        images = self._images(arguments, pixels, sizes)
-        ids = _ids(arguments)
-        if ids is not None:
-            self.prepared = (ids.shape[1], images)
-        try:
-            return self.original_generate(**arguments)
-        finally:
-            self.prepared = None
-
-    def forward(self, arguments: dict[str, Any]) -> Any:
-        pixels, sizes = arguments.pop("pixel_values", None), arguments.pop("image_sizes", None)
-        cache = arguments.get("past_key_values")
-        cached = 0 if cache is None else int(cache.get_seq_length())
-        if arguments.get("mm_encoder_outputs"):
-            raise HiPruneError("mm_encoder_outputs: accepted is pixel_values, for HiPrune to score")
-        if cached and not _has_images(pixels):
-            if cache in self.prompts:
-                self._go_on(arguments, self.prompts[cache], cached)
-            return self.original_forward(**arguments)
-        if cache is not None:
-            self.prompts.pop(cache, None)  # of a prompt before the cache was reset
-
-        images = self._images(arguments, pixels, sizes)
-        if images is None:
-            return self.original_forward(**arguments)
-        if cached:
-            raise HiPruneError(
-                f"past_key_values: {cached} positions before a prompt with images; accepted is the "
-                "whole prompt without a cache"
-            )
-        prompt = self._shrink(arguments, images)
-        output = self.original_forward(**arguments)
-        if not isinstance(output, tuple):
-            output.image_hidden_states = images.features()
-        for value in output if isinstance(output, tuple) else output.values():
-            if hasattr(value, "get_seq_length"):
-                self.prompts[value] = prompt
-        return output
-
-    def _images(self, arguments: dict, pixels: Any, sizes: Any) -> PromptImages | None:
-        """The images of each prompt; None for prompts without one."""
-        if _has_images(pixels):
-            return self._new_images(arguments, pixels, sizes)
-        ids, token = _ids(arguments), self.model.config.image_token_id
-        if ids is None:
-            return None
-        length, images = self.prepared or (ids.shape[1], None)
-        if images is not None:
-            if ids.shape[1] < length or len(ids) % len(images.rows):
-                raise HiPruneError(
-                    f"input_ids: generate runs the prompt as {tuple(ids.shape)}; accepted is all "
-                    f"of its {length} positions at once (without prefill_chunk_size)"
-                )
-            return images.repeated(len(ids) // len(images.rows))  # beams, or several answers
-        # In generate, only its prompt counts: an answer may contain anything.
-        if bool((ids[:, :length] == token).any()):
-            raise HiPruneError(
-                f"pixel_values=None: the prompt has image placeholders (token {token}); accepted "
-                "are the pixels of their images"
-            )
-        return None
-
-    def _new_images(self, arguments: dict, pixels: Any, sizes: Any) -> PromptImages:
-        ids, config = _ids(arguments), self.model.config
+    def check(self, model: Any, arguments: dict[str, Any]) -> None:
         for name in ("vision_feature_layer", "vision_feature_select_strategy"):
-            if arguments.get(name) not in (None, getattr(config, name)):
-                raise HiPruneError(
-                    f"{name}={arguments[name]!r}: accepted is the model's own, "
-                    f"{getattr(config, name)!r}"
-                )
-        if ids is None:
-            raise HiPruneError("input_ids=None with pixel_values; accepted are the prompt's ids")
-        counts = (ids == config.image_token_id).sum(dim=1).tolist()
-        batch = self.encoder.batch(pixels, sizes)
-        lengths = [span.placeholders for span in batch.spans]
-        return PromptImages(batch, images_of_rows(counts, lengths, "pixel_values"))
+            own = getattr(model.config, name)
+            if arguments.get(name) not in (None, own):
+                raise HiPruneError(f"{name}={arguments[name]!r}: expected the model's own, {own!r}")
 
-    def _shrink(self, arguments: dict[str, Any], images: PromptImages) -> ShrunkPrompt:
-        """Ids, mask, positions and labels of T positions -> embeddings and those of T' ones."""
-        ids, mask = arguments.pop("input_ids"), arguments.get("attention_mask")
-        if mask is not None and mask.shape != ids.shape:
+    def visuals(
+        self, model: Any, tower: ClipTower, kind: Kind, pixels: Any, sizes: Any
+    ) -> tuple[list[ImageSpan], Callable[[dict], Encoded]]:
+        """
+        Args:
+            pixels: (images, 3, H, W); of LLaVA-NeXT (images, most V, 3, H, W), or the views one
+                after the other, (sum of V, 3, H, W).
+            sizes: of LLaVA-NeXT, (images, 2), height and width of each image.
+        """
+        views, placeholders, columns = _count(model, tower, pixels, sizes)
+        spans = [
+            ImageSpan(count, tower.kept_tokens(number))
+            for number, count in zip(views, placeholders, strict=True)
+        ]
+
+        def encode(wanted: dict) -> Encoded:
+            return _encode(model, tower, pixels, views, columns, spans)
+
+        return spans, encode
+
+
+def _encode(
+    model: Any,
+    tower: ClipTower,
+    pixels: Tensor,
+    views: list[int],
+    columns: list[int | None],
+    spans: list[ImageSpan],
+) -> Encoded:
+    """The tower up to the output layer, the projector on the kept."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    if pixels.ndim == 5:  # images with fewer views than the most are filled up with zeros
+        each = zip(pixels, views, strict=True)
+        pixels = torch.cat([image[:count] for image, count in each])
+    weight = tower.vision.embeddings.patch_embedding.weight
+    if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
+        pixels = pixels.to(weight.device)
+    selections, kept = tower.encode(pixels, views, lambda index, _: columns[index])
+    projected = model.model.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
+    features = list(projected.split([len(image) for image in kept]))
+    places = [_places(*each) for each in zip(selections, spans, strict=True)]
+    return Encoded(features, selections, places, BaseModelOutputWithPooling(pooler_output=features))
+
+
+def _places(selection: TokenSelection, span: ImageSpan) -> Tensor:
+    """(N',) the placeholder that each token of an image stands for; labels come from there."""
+    if len(selection.indices) == 1:
+        return selection.indices[0]
+    # Placeholders of LLaVA-NeXT count newlines and leave out padding: no token is any one's.
+    places = torch.arange(span.kept, device=selection.indices.device)
+    return places.clamp(max=span.placeholders - 1)
+
+
+def _count(
+    model: Any, tower: ClipTower, pixels: Any, sizes: Any
+) -> tuple[list[int], list[int], list[int | None]]:
+    """Of each image: its views V, its placeholders in the unpruned prompt, grid views in a row."""
+    if not isinstance(pixels, Tensor) or pixels.ndim not in (4, 5):
+        shape = tuple(getattr(pixels, "shape", ())) or type(pixels).__name__
+        raise HiPruneError(f"pixel_values: {shape}; expected a tensor (..., 3, H, W)")
+    tokens = tower.columns**2  # N
+    pinpoints = _pinpoints(model)  # [height, width]
+    if pinpoints is None:
+        if pixels.ndim != 4:
             raise HiPruneError(
-                f"attention_mask: shape {tuple(mask.shape)}; accepted is that of input_ids, "
-                f"{tuple(ids.shape)} (a static cache makes others)"
+                f"pixel_values: shape {tuple(pixels.shape)}; expected (images, 3, H, W)"
             )
-        if isinstance(arguments.get("logits_to_keep"), Tensor):
-            raise HiPruneError(
-                "logits_to_keep: a tensor counts unpruned positions; accepted is an int"
-            )
-        placeholder = ids == self.model.config.image_token_id
-        if self.prepared is not None:
-            placeholder[:, self.prepared[0] :] = False
-        # What is read on the host is read here, before the tower runs.
-        plan = PromptPlan(placeholder.long(), mask, {_IMAGE: images.spans()})
-        features = images.features()
-        self.handle.selections = images.batch.selections
-        prompt = plan.fill({_IMAGE: images.places()})
-        embeds = self.model.get_input_embeddings()(prompt.take(ids))  # (B, T', C)
-        for name in _UNUSED:
-            arguments.pop(name, None)
-        embeds = prompt.put(embeds, _IMAGE, features)
-        arguments.update(inputs_embeds=embeds, attention_mask=prompt.mask)
-        if arguments.get("labels") is not None:
-            arguments["labels"] = prompt.take(arguments["labels"], padding=-100)
-        _count_positions(arguments, 0, embeds.shape[1])
-        return prompt
+        return [1] * len(pixels), [tokens] * len(pixels), [None] * len(pixels)
+    if sizes is None:
+        raise HiPruneError("image_sizes=None: expected (height, width) of every image")
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-    def _go_on(self, arguments: dict[str, Any], prompt: ShrunkPrompt, cached: int) -> None:
-        """Mask and positions of a step on the cache of a shrunk prompt."""
-        tokens = arguments.get("input_ids")
-        tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-        mask = prompt.mask_with(arguments.get("attention_mask"), cached, tokens.shape[1])
-        arguments["attention_mask"] = mask
-        arguments.pop("cache_position", None)
-        _count_positions(arguments, cached, tokens.shape[1])
+    side = tower.vision.config.image_size
+    grids = [get_anyres_image_grid_shape(size, pinpoints, side) for size in sizes]
+    views = [1 + rows * columns for rows, columns in grids]
+    stacked = pixels.ndim == 5 and pixels.shape[1] >= max(views, default=0)
+    if len(pixels) != (len(views) if stacked else sum(views)):
+        raise HiPruneError(
+            f"pixel_values: shape {tuple(pixels.shape)}; expected images of {views} views, as "
+            f"image_sizes tell ({len(views)} images)"
+        )
+    return views, _placeholders(model, tokens, views, sizes), [columns for _, columns in grids]
 
 
-def _count_positions(arguments: dict[str, Any], cached: int, new: int) -> None:
-    """Replace positions, where they are given, by those that the mask counts."""
-    given, mask = arguments.get("position_ids"), arguments.get("attention_mask")
-    if given is None:
-        return
-    if mask is None:
-        positions = torch.arange(cached, cached + new, device=given.device).unsqueeze(0)
-    else:
-        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
-    arguments["position_ids"] = positions.to(given.device)
+def _placeholders(model: Any, tokens: int, views: Sequence[int], sizes: Any) -> list[int]:
+    """How many tokens the unpatched model makes of each image, un-padded and with newlines."""
+    packed, _ = model.model.pack_image_features(
+        [torch.empty(count, tokens, 1, device="meta") for count in views],
+        sizes,
+        vision_feature_select_strategy="default",
+        image_newline=torch.empty(1, device="meta"),
+    )
+    return [len(image) for image in packed]
 
 
-def _ids(arguments: dict[str, Any]) -> Tensor | None:
-    """The prompt's ids, which generate takes as ``inputs`` as well."""
-    inputs = arguments.get("inputs")
-    return arguments.get("input_ids") if inputs is None else inputs
+def _pinpoints(model: Any) -> list | None:
+    return getattr(model.config, "image_grid_pinpoints", None)
 
 
-def _has_images(pixels: Any) -> bool:
-    return pixels is not None and (not isinstance(pixels, Tensor) or len(pixels) > 0)
+def _max_views(model: Any) -> int:
+    pinpoints = _pinpoints(model)
+    side = model.model.vision_tower.config.image_size
+    return 1 if pinpoints is None else max_views(pinpoints, side)
+
+
+def _run_layer(layer: Any, hidden: Tensor) -> Tensor:
+    return layer(hidden, None)  # (hidden states, attention mask)
+
+
+def _clip(inner: Any) -> Any:
+    """The CLIP tower of a model, after a look at how its features are taken."""
+    config, tower = inner.config, inner.vision_tower
+    if not hasattr(tower, "pre_layrnorm"):
+        raise HiPruneError(
+            f"model: its vision tower is a {type(tower).__name__}; expected a CLIPVisionModel"
+        )
+    if not isinstance(config.vision_feature_layer, int):
+        raise HiPruneError(
+            f"vision_feature_layer={config.vision_feature_layer!r}: expected one layer, an int"
+        )
+    if config.vision_feature_select_strategy != "default":
+        raise HiPruneError(
+            f"vision_feature_select_strategy={config.vision_feature_select_strategy!r}: expected "
+            "'default'"
+        )
+    return tower

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hiprune.models import llava_hf
+from hiprune.models.base import adapter_of
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
@@ -74,7 +74,7 @@ def picture(model: Any, image_processor: Any, image: Image, *, pad: bool = True)
     image = image.convert("RGB")
     if hasattr(model.model, "visual"):
         return _qwen(model, image_processor, image)
-    if llava_hf.family(model) == "llava_next":
+    if adapter_of(model).family(model) == "llava_next":
         return _llava_next(model, image_processor, image)
     return _llava(model, image_processor, image, pad)
 

@@ -1,13 +1,15 @@
 """Prompts whose visual placeholders shrink to the kept tokens.
 
 A prompt holds one placeholder a visual token. Dropping tokens makes it shorter, by another length
-for every prompt of a batch: the batch is padded anew, on the side that it was padded on. How long
-everything becomes is known before the vision tower has run, so all that is read on the host is
-read then: a :class:`PromptPlan`. Which tokens are kept is filled in afterwards, on the device.
+for every prompt of a batch: the batch is padded anew, on the side or sides that it was padded on.
+How long everything becomes is known before the vision tower has run, so all that is read on the
+host is read then: a :class:`PromptPlan`. Which tokens are kept is filled in afterwards, on the
+device.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,8 +76,8 @@ class ShrunkPrompt:
             return torch.nn.functional.pad(self.mask, (0, tail), value=1)
         if mask.ndim != 2 or mask.shape[1] not in (self.length + tail, short + tail):
             raise HiPruneError(
-                f"attention_mask: shape {tuple(mask.shape)}; accepted is (B, "
-                f"{self.length + tail}), for the unpruned prompt and what follows it"
+                f"attention_mask: shape {tuple(mask.shape)}; expected (B, {self.length + tail}), "
+                "for the unpruned prompt and what follows it"
             )
         if mask.shape[1] == short + tail and self.length != short:
             return mask
@@ -86,11 +88,26 @@ class ShrunkPrompt:
 class PromptPlan:
     """Where everything will stand, but for which of an image's tokens are kept.
 
+    A row's own padding is what stands before its first and after its last 1; zeros between stay
+    what they are. What a row loses goes
+
+    - off its left end, and its right padding stays as it is, column by column, where any row has
+      padding on the left or none has any on the right: counted from the right end, text after the
+      images is where it was, which is how ``logits_to_keep`` counts and how the answers of a batch
+      of left-padded prompts and right-padded answers are cut out;
+    - off its right end where rows are padded on the right alone, unless ``from_right``.
+
+    The batch becomes as short as its longest row allows. What all rows are padded by stays: a batch
+    that loses nothing stays as it is.
+
     Args:
         kinds: (B, T) integer, 0 for text, else the kind of visual placeholder.
-        mask: (B, T) attention mask, None: no padding. A row's own padding, before its first and
-            after its last 1, is cut off as far as the longest row allows.
+        mask: (B, T) attention mask, None: no padding.
         spans: kind -> the images of each prompt, in order.
+        from_right: the caller counts columns from the right end, whatever the padding.
+
+    Raises:
+        HiPruneError: placeholders that are padding, or that are not those of the images.
     """
 
     def __init__(
@@ -98,34 +115,43 @@ class PromptPlan:
         kinds: Tensor,
         mask: Tensor | None,
         spans: Mapping[int, Sequence[Sequence[ImageSpan]]],
+        from_right: bool = False,
     ) -> None:
-        batch, self._length = kinds.shape
-        self._mask = mask
-        edges, pads_right = _edges(mask, batch, self._length)
-        # What all rows are padded by stays: a prompt that loses nothing stays as it is.
-        common = min(self._length - (stop - start) for start, stop in edges)
-        rows = kinds.cpu().tolist()
-        lines = [
-            _line(row, edge, {kind: images[number] for kind, images in spans.items()})
-            for number, (row, edge) in enumerate(zip(rows, edges, strict=True))
-        ]
-        width = common + max(map(len, lines))
+        self._length, self._mask = kinds.shape[1], mask
+        first, stop = _edges(kinds, mask)  # (B, 1) each
+        places = torch.arange(self._length, device=kinds.device)
+        inside = (places >= first) & (places < stop)  # (B, T)
+        left, right, lost = _read(kinds, inside, first, stop, spans)
+        length = [self._length - sum(each) for each in zip(left, right, lost, strict=True)]
+        if any(left) or not any(right) or from_right:
+            width = min(left) + max(map(sum, zip(length, right, strict=True)))  # T'
+            start = [width - sum(each) for each in zip(length, right, strict=True)]
+        else:
+            width = min(right) + max(length)
+            start = [0] * len(length)
+        self._padded = any(each < width for each in length)
 
-        def table(values: list[list[int]]) -> Tensor:  # -> (B, T')
-            filling = ([0] * (width - len(value)) for value in values)
-            both = zip(values, filling, strict=True)
-            padded = [v + zeros if pads_right else zeros + v for v, zeros in both]
-            return torch.tensor(padded, device=kinds.device)
+        # How many columns each position becomes: an image's kept tokens stand in for its first
+        # placeholder.
+        columns = (inside & (kinds == 0)).long()  # (B, T)
+        for kind, images in spans.items():
+            images = [image for row in images for image in row if image.placeholders]
+            counts = [image.placeholders for image in images]
+            nth = list(itertools.accumulate(counts, initial=1))[:-1]  # images begin at the nth one
+            nth, kept = torch.tensor(
+                [nth, [image.kept for image in images]], dtype=torch.long, device=kinds.device
+            )
+            seen = (kinds == kind).flatten().cumsum(0)  # (B T,)
+            columns.view(-1).scatter_(0, torch.searchsorted(seen, nth), kept)
+        ends = columns.cumsum(1)  # (B, T): the column of the shrunk row that each position ends at
 
-        self._columns = table([[column for column, _ in line] for line in lines])
-        self._visual = table([[kind for _, kind in line] for line in lines])
-        self._real = table([[1] * len(line) for line in lines]).bool()
-        self._padded = any(len(line) < width for line in lines)
-        lost = [
-            [sum(i.placeholders - i.kept for images in spans.values() for i in images[number])]
-            for number in range(batch)
-        ]
-        self._dropped = torch.tensor(lost, device=kinds.device)
+        rows = torch.tensor([start, length, lost], device=kinds.device).unsqueeze(2)
+        start, length, self._dropped = rows  # (B, 1) each
+        own = torch.arange(width, device=kinds.device) - start  # (B, T')
+        self._real = (own >= 0) & (own < length)
+        found = torch.searchsorted(ends, own, right=True)
+        self._columns = found.masked_fill_(~self._real, 0)
+        self._visual = kinds.gather(1, self._columns).masked_fill_(~self._real, 0)
 
     def fill(self, places: Mapping[int, Tensor]) -> ShrunkPrompt:
         """The prompt, once the kept tokens are known; nothing waits for the device.
@@ -172,42 +198,47 @@ def images_of_rows(counts: Sequence[int], lengths: Sequence[int], what: str) -> 
         if image == len(lengths):
             return rows
     raise HiPruneError(
-        f"input_ids: {list(counts)} placeholders in the prompts; accepted is what the "
+        f"input_ids: {list(counts)} placeholders in the prompts; expected what the "
         f"{len(lengths)} images of {what} need one after the other: {list(lengths)}"
     )
 
 
-def _edges(mask: Tensor | None, batch: int, length: int) -> tuple[list[tuple[int, int]], bool]:
-    """First and last real position of each row (past the end), and whether any is padded right."""
+def _edges(kinds: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(B, 1) twice: each row's first position that is not padding, and the one past its last."""
     if mask is None:
-        return [(0, length)] * batch, False
-    real = mask.bool().int()
-    ends = torch.stack([real.argmax(1), real.flip(1).argmax(1)])
-    edges = [(first, length - last) for first, last in ends.T.tolist()]
-    return edges, any(stop < length for _, stop in edges)
+        first = kinds.new_zeros(len(kinds), 1, dtype=torch.long)
+        return first, first + kinds.shape[1]
+    real = mask.to(kinds.device).bool().int()
+    last = real.flip(1).argmax(1, keepdim=True)
+    return real.argmax(1, keepdim=True), kinds.shape[1] - last
 
 
-def _line(
-    kinds: list[int], edges: tuple[int, int], images: Mapping[int, Sequence[ImageSpan]]
-) -> list[tuple[int, int]]:
-    """One row: (position in the unpruned prompt, kind); a visual token's is its image's first."""
-    outside = [*range(edges[0]), *range(edges[1], len(kinds))]
-    if any(kinds[column] for column in outside):
+def _read(
+    kinds: Tensor,
+    inside: Tensor,
+    first: Tensor,
+    stop: Tensor,
+    spans: Mapping[int, Sequence[Sequence[ImageSpan]]],
+) -> tuple[list[int], list[int], list[int]]:
+    """Of each row: padding left, padding right, and how many columns it loses. One read for all."""
+    counts = [(kinds == kind).sum(1) for kind in spans]
+    outside = ((kinds != 0) & ~inside).sum(1)
+    table = torch.stack([first[:, 0], kinds.shape[1] - stop[:, 0], outside, *counts])
+    left, right, outside, *counts = table.tolist()
+    if any(outside):
         raise HiPruneError(
-            "attention_mask: 0 for image placeholders at a prompt's edge; accepted is 1 for all of "
-            "an image's"
+            "attention_mask: 0 for image placeholders at a prompt's edge; expected 1 for all of an "
+            "image's"
         )
-    waiting = {kind: iter(spans) for kind, spans in images.items()}
-    left = dict.fromkeys(images, 0)  # placeholders of the current image that are still to come
-    line = []
-    for column in range(*edges):
-        kind = kinds[column]
-        if kind == 0:
-            line.append((column, 0))
-            continue
-        if left[kind] == 0:
-            span = next(waiting[kind])
-            left[kind] = span.placeholders
-            line += [(column, kind)] * span.kept
-        left[kind] -= 1
-    return line
+    for kind, found in zip(spans, counts, strict=True):
+        needed = [sum(image.placeholders for image in row) for row in spans[kind]]
+        if found != needed:
+            raise HiPruneError(
+                f"input_ids: {found} placeholders in the prompts; expected what their images need: "
+                f"{needed}"
+            )
+    lost = [0] * len(left)
+    for images in spans.values():
+        for row, own in enumerate(images):
+            lost[row] += sum(image.placeholders - image.kept for image in own)
+    return left, right, lost

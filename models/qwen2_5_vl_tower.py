@@ -1,134 +1,221 @@
-"""Qwen2.5-VL's vision tower with HiPrune: scores of two blocks, the rest for kept tokens alone."""
+"""Qwen2.5-VL's windowed vision tower: its scores, and the rest for kept tokens alone.
+
+Modifications, on one instance, until the handle's remove() and only within the passes of a patched
+model: block l and the last one are scored; once the scores are known, what follows runs on the kept
+tokens alone (a merged token is 4 patches; groups are kept whole), so that the tower's
+``last_hidden_state`` holds these, in raster order. The last block's own rest is run so where nobody
+can see it: without gradients, without hooks of others, without attentions asked for.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from hiprune.models.prompt import ImageSpan
-from hiprune.models.qwen2_5_vl_attention import rotated, scored_layer
 from torch import Tensor
 
-from hiprune.capture import AttentionCapture
-from hiprune.chooser import TokenChooser
+from hiprune.capture import AttentionCapture, Recording, ScoredLayer, captured, observed
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.handle import PruneHandle
+from hiprune.handle import STATE, Part, PruneHandle
+from hiprune.methods import Images, method_of
 from hiprune.scores import received_attention_packed
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
+
+_PERMUTE = "permute_input_for_window_attn"
 
 
-class PrunedTower:
-    """The vision tower of one patched model.
+def rotated(attention: Any, qkv: Tensor, position_embeddings: Any) -> tuple[Tensor, ...]:
+    """(4 N, 3 C_v) -> queries and keys, rotated, and values, (H, 4 N, D) each."""
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-    After a pass, ``selections`` holds one TokenSelection an image or video; its rows are the
-    frames (one for an image), its tokens merged tokens in raster order.
+    query, key, value = qkv.unflatten(-1, (3, attention.num_heads, -1)).unbind(1)  # (4 N, H, D)
+    query, key = qwen.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+    return query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+
+
+def scored_layer(attention: Any) -> ScoredLayer:
+    """A Qwen2_5_VLVisionAttention: queries and keys out of its qkv, rotated, per segment."""
+    return ScoredLayer(attention, ("qkv",), _score)
+
+
+def _score(
+    attention: Any, qkv: Tensor, *, cu_seqlens: Tensor, position_embeddings: Any, **_: Any
+) -> Tensor:
+    query, key, _ = rotated(attention, qkv, position_embeddings)
+    return received_attention_packed(query, key, cu_seqlens, attention.scaling)
+
+
+class WindowedTower:
+    """What is known of one patched model's tower; it holds no module.
+
+    Raises:
+        HiPruneError: what this tower cannot have.
     """
 
     def __init__(self, visual: Any, config: HiPruneConfig) -> None:
-        if config.object_layer > len(visual.blocks):
+        self.output_layer = len(visual.blocks)
+        if config.object_layer > self.output_layer:
             raise HiPruneError(
-                f"object_layer={config.object_layer}: accepted is 1 to {len(visual.blocks)}, the "
+                f"object_layer={config.object_layer}: expected 1 to {self.output_layer}, the "
                 "blocks of this model's vision tower"
             )
         if config.uses_cls:
             name = "method" if config.method == "cls" else "score"
             raise HiPruneError(
-                f"{name}='cls': this model's vision tower has no CLS token; accepted is another "
-                f"{name}"
+                f"{name}='cls': this model's vision tower has no CLS token; expected another {name}"
             )
-        self.visual = visual
         self.config = config
-        self.choose = TokenChooser(config)
-        self.output_layer = len(visual.blocks)
-        self.selections: list[TokenSelection] = []
-        self._grids: list[list[int]] | None = None  # of the pass that is running
-        # Of that pass: (N,) place in window order of each token in raster order, and (sum of N',)
-        # those of the kept ones.
-        self._raster: Tensor | None = None
-        self._kept: Tensor | None = None
+        self.choose = method_of(config)
+        self.capture = AttentionCapture()
 
-    def patch(self, handle: PruneHandle) -> None:
-        visual, output = self.visual, self.output_layer
-        scored = {self.config.object_layer, output}
-        if output - 1 in visual.fullatt_block_indexes:
-            # A last block with windows (no released model has one) is left to run as it is: how
-            # many tokens each of its windows keeps, only the device knows.
-            handle.wrap_forward(visual.blocks[-1], self._wrap_last_block)
-            scored -= {output}
-        self.capture = AttentionCapture(
-            {n: scored_layer(visual.blocks[n - 1].attn) for n in scored}
+    def patch(self, handle: PruneHandle, visual: Any) -> None:
+        scored = {self.config.object_layer, self.output_layer}
+        handle.placed(
+            self.capture.attach(
+                {n: scored_layer(visual.blocks[n - 1].attn) for n in sorted(scored)}
+            )
         )
-        handle.on_remove(self.capture.remove)
-        self._forward, self._merge = visual.forward, visual.merger.forward
-        self._permute = visual.permute_input_for_window_attn
-        handle.replace(visual, "forward", self._wrap(self._forward))
-        handle.replace(visual.merger, "forward", self.merge)
-        handle.replace(visual, "permute_input_for_window_attn", self.permute)
+        handle.patch(visual, _Tower, self)
+        handle.patch(visual.blocks[-1], _LastBlock, self)
+        handle.patch(visual.merger, _Merger, self)
 
-    def spans(self, grid_thw: Tensor) -> list[ImageSpan]:
+    def spans(self, visual: Any, grid_thw: Tensor) -> list[ImageSpan]:
         """Of (n, 3) images or videos: N of all frames and N', known before the tower runs."""
         found = []
         for frames, height, width in grid_thw.tolist():
-            tokens = height * width // self.visual.spatial_merge_unit
-            found.append(ImageSpan(frames * tokens, frames * self._budget(tokens)))
+            tokens = height * width // visual.spatial_merge_unit
+            found.append(ImageSpan(frames * tokens, frames * self.budget(tokens)))
         return found
 
-    def _budget(self, tokens: int) -> int:
+    def budget(self, tokens: int) -> int:
         return min(self.config.budget(tokens), tokens)
 
-    def _wrap(self, original: Any) -> Any:
-        @functools.wraps(original)
-        def forward(hidden_states: Tensor, grid_thw: Tensor, **kwargs: Any) -> Any:
-            self._grids = grid_thw.tolist()  # the model reads it on the host as well
+    @contextmanager
+    def passing(self, visual: Any, grid_thw: Tensor, looked_at: bool) -> Iterator[_Pass]:
+        """One run of the tower, whose tokens are chosen; ``looked_at``: its maps are asked for."""
+        with self.capture.recording() as recording:
+            token = _PASS.set(_Pass(self, visual, grid_thw.tolist(), recording, looked_at))
             try:
-                with self.capture.recording():
-                    return original(hidden_states, grid_thw, **kwargs)
+                yield _PASS.get()
             finally:
-                self._grids = self._kept = self._raster = None
+                _PASS.reset(token)
 
-        return forward
 
-    def permute(self, input_tensor: Tensor, window_index: Tensor, **kwargs: Any) -> Tensor:
-        """The tower's own method; the order of its windows is noted on the way."""
-        if self._grids is not None and self._raster is None:
-            # Ahead of the first block: the index comes from the host, and copying it waits.
-            self._raster = torch.argsort(window_index.to(input_tensor.device))
-        return self._permute(input_tensor, window_index, **kwargs)
+class _Pass:
+    """What one run of the tower works with.
 
-    def _wrap_last_block(self, original: Any) -> Any:
-        return functools.wraps(original)(functools.partial(self.last_block, original))
+    Attributes:
+        selections: one an image or video; its rows are the frames (one for an image), its tokens
+            merged tokens in raster order.
+        raster: (N,) place in window order of each token in raster order.
+        kept: (sum of N',) those of the kept ones, once they are chosen.
+    """
 
-    def last_block(
+    def __init__(
         self,
-        original: Any,
-        hidden_states: Tensor,
-        **arguments: Any,
+        tower: WindowedTower,
+        visual: Any,
+        grids: list[list[int]],
+        recording: Recording,
+        looked_at: bool,
+    ) -> None:
+        self.tower, self.grids, self.recording = tower, grids, recording
+        self.merge = visual.spatial_merge_size
+        self.selections: list[TokenSelection] = []
+        self.raster: Tensor | None = None
+        self.kept: Tensor | None = None
+        self.gradients = torch.is_grad_enabled()
+        # A last block with windows (no released model has one) runs as it is: how many tokens
+        # each of its windows keeps, only the device knows.
+        full = tower.output_layer - 1 in visual.fullatt_block_indexes
+        tokens = [height * width // self.merge**2 for _, height, width in grids]
+        self.drops = full and not looked_at and any(tower.budget(n) < n for n in tokens)
+
+    def cuts_short(self, block: Any, hidden: Tensor) -> bool:
+        """May the rest of the last block run for kept tokens alone?"""
+        if not self.drops or observed(block):
+            return False
+        # Known since the pass began: a checkpointed block runs without gradients at first.
+        return not self.gradients or not (
+            hidden.requires_grad or any(weight.requires_grad for weight in block.parameters())
+        )
+
+    def choose(self) -> None:
+        """Scores of patches in window order -> ``selections``, and where the kept tokens lie."""
+        scores, tower = self.recording.found(), self.tower
+        device = scores[tower.output_layer].device
+        raster = self.raster.to(device)
+        object_scores, output_scores = (
+            # 4 consecutive patches are one token: their mean, in raster order
+            scores[number].to(device).view(-1, self.merge**2).mean(dim=1)[raster]
+            for number in (tower.config.object_layer, tower.output_layer)
+        )
+        start = 0
+        for frames, height, width in self.grids:
+            columns = width // self.merge  # c
+            tokens = height // self.merge * columns  # N of a frame
+            part = slice(start, start := start + frames * tokens)
+            output = output_scores[part].view(frames, tokens)
+            self.selections.append(
+                tower.choose(
+                    Images.like(output, columns, tower.budget(tokens)),
+                    object_scores=object_scores[part].view(frames, tokens),
+                    output_scores=output,
+                )
+            )
+        self.kept = raster[flat_indices(self.selections)]
+
+
+_PASS: ContextVar[_Pass | None] = ContextVar("hiprune_windowed_pass", default=None)
+
+
+def _pass_of(module: Any) -> _Pass | None:
+    """The pass that runs, if it is one of this module's tower."""
+    found = _PASS.get()
+    return found if found is not None and found.tower is vars(module)[STATE] else None
+
+
+class _Tower(Part):
+    def permute_input_for_window_attn(
+        visual: Any, original: Callable, tensor: Tensor, window_index: Tensor, *args, **kwargs
     ) -> Tensor:
+        """The order of the windows is noted on the way."""
+        run = _pass_of(visual)
+        if run is not None and run.raster is None:
+            # Ahead of the first block: the index comes from the host, and copying it waits.
+            run.raster = torch.argsort(window_index.to(tensor.device))
+        return original(tensor, window_index, *args, **kwargs)
+
+
+class _LastBlock(Part):
+    def forward(block: Any, original: Callable, hidden_states: Tensor, **arguments: Any) -> Tensor:
         """(4 N, C_v) in window order -> (4 sum of N', C_v), the kept in raster order.
 
         Queries, keys and values of all, and with them the scores; the rest for kept tokens alone.
         """
-        if self._grids is None:  # somebody's own call
+        run = _pass_of(block)
+        if run is None or not run.cuts_short(block, hidden_states):
             return original(hidden_states, **arguments)
-        block = self.visual.blocks[-1]
         attention = block.attn
         qkv = attention.qkv(block.norm1(hidden_states))
         query, key, value = rotated(attention, qkv, arguments["position_embeddings"])
-        score = received_attention_packed(query, key, arguments["cu_seqlens"], attention.scaling)
-        self._choose({**self.capture.scores(), self.output_layer: score})
+        run.recording.add(
+            run.tower.output_layer,
+            received_attention_packed(query, key, arguments["cu_seqlens"], attention.scaling),
+        )
+        run.choose()
 
-        unit = self.visual.spatial_merge_unit
-        if len(self._kept) == len(self._raster):
-            # Nothing is dropped: the block as it is, so that nothing changes by a rounding either.
-            hidden = original(hidden_states, **arguments)
-            return hidden.unflatten(0, (-1, unit))[self._kept.to(hidden.device)].flatten(0, 1)
-        patches = self._kept.unsqueeze(1) * unit + torch.arange(unit, device=self._kept.device)
+        unit = run.merge**2
+        patches = run.kept.unsqueeze(1) * unit + torch.arange(unit, device=run.kept.device)
         patches = patches.flatten().to(qkv.device)  # (4 sum of N',)
         query, out, at, start = query[:, patches], [], 0, 0
-        for selection in self.selections:
+        for selection in run.selections:
             frames, tokens = selection.keep.shape
             kept = selection.indices.shape[1] * unit
             for _ in range(frames):  # each attends to itself alone
@@ -146,57 +233,24 @@ class PrunedTower:
         hidden = hidden_states.to(qkv.device)[patches] + attention.proj(out)
         return hidden + block.mlp(block.norm2(hidden))
 
-    def merge(self, hidden: Tensor) -> Tensor:
+
+class _Merger(Part):
+    def forward(merger: Any, original: Callable, hidden: Tensor) -> Tensor:
         """Patches, 4 a token -> merged tokens (N, C) in window order, zero where dropped.
 
         ``hidden`` holds the kept tokens, or all of them where the last block ran as it is.
         """
-        if self._grids is None:
-            return self._merge(hidden)  # somebody's own call
-        if self._kept is None:
-            scores = self.capture.scores()
-            if self.output_layer not in scores:
-                raise HiPruneError(
-                    f"layer {self.output_layer}: the last block's forward was replaced after "
-                    "HiPrune was applied and did not run; accepted is the block that was patched"
-                )
-            unit = self.visual.spatial_merge_unit
-            self._choose(scores)
-            groups = hidden.view(-1, unit, hidden.shape[-1])  # (N, 4, C_v)
-            hidden = groups[self._kept.to(hidden.device)].flatten(0, 1)
-        merged = self._merge(hidden)  # (sum of N', C)
-        tokens = sum(selection.keep.numel() for selection in self.selections)
-        kept = self._kept.to(merged.device)
+        run = _pass_of(merger)
+        if run is None:
+            return original(hidden)  # somebody's own call
+        if run.kept is None:
+            run.choose()
+            groups = hidden.view(-1, run.merge**2, hidden.shape[-1])  # (N, 4, C_v)
+            hidden = groups[run.kept.to(hidden.device)].flatten(0, 1)
+        merged = original(hidden)  # (sum of N', C)
+        tokens = sum(selection.keep.numel() for selection in run.selections)
+        kept = run.kept.to(merged.device)
         return merged.new_zeros(tokens, merged.shape[-1]).index_copy(0, kept, merged)
-
-    def _choose(self, scores: dict[int, Tensor]) -> None:
-        """Scores of patches in window order -> ``selections``, and where the kept tokens lie."""
-        device = scores[self.output_layer].device
-        raster = self._raster.to(device)
-        object_scores, output_scores = (
-            # 4 consecutive patches are one token: their mean, in raster order
-            scores[number].to(device).view(-1, self.visual.spatial_merge_unit).mean(dim=1)[raster]
-            for number in (self.config.object_layer, self.output_layer)
-        )
-        self.selections = self._select(object_scores, output_scores)
-        self._kept = raster[flat_indices(self.selections)]
-
-    def _select(self, object_scores: Tensor, output_scores: Tensor) -> list[TokenSelection]:
-        selections, start = [], 0
-        for frames, height, width in self._grids:
-            columns = width // self.visual.spatial_merge_size  # c
-            tokens = height // self.visual.spatial_merge_size * columns  # N of a frame
-            part = slice(start, start + frames * tokens)
-            start = part.stop
-            selections.append(
-                self.choose(
-                    object_scores[part].view(frames, tokens),
-                    output_scores[part].view(frames, tokens),
-                    columns,
-                    self._budget(tokens),
-                )
-            )
-        return selections
 
 
 def flat_indices(selections: Sequence[TokenSelection]) -> Tensor:
@@ -208,3 +262,57 @@ def flat_indices(selections: Sequence[TokenSelection]) -> Tensor:
         found.append((selection.indices + first.unsqueeze(1)).flatten())
         start += frames * tokens
     return torch.cat(found)
+
+
+def maps(visual: Any, pixels: Tensor, grid_thw: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """(blocks, frames, N) scores and (frames, N, C) merged tokens; see :mod:`hiprune.maps`."""
+    tokens, unit = _tokens(visual, grid_thw), visual.spatial_merge_unit
+    layers = {number: scored_layer(block.attn) for number, block in enumerate(visual.blocks, 1)}
+    with captured(layers) as recording, _window_order(visual) as order:
+        output = visual(pixels, grid_thw, **inputs)
+        scores = recording.found()
+    device = scores[1].device  # the blocks may lie on several
+    patches = torch.stack([scores[n].to(device) for n in sorted(scores)])  # (blocks, 4 sum of N)
+    # 4 consecutive patches are one token: their mean, in raster order
+    merged = patches.unflatten(1, (-1, unit)).mean(dim=2)[:, torch.argsort(order[0]).to(device)]
+    # The sum over the frame's 4 N queries is turned into the mean.
+    found = merged.unflatten(1, (-1, tokens)) / (tokens * unit)
+    return found, output.pooler_output.unflatten(0, (-1, tokens))
+
+
+def _tokens(visual: Any, grid_thw: Any) -> int:
+    """N of each frame."""
+    if not isinstance(grid_thw, Tensor) or grid_thw.ndim != 2 or grid_thw.shape[1] != 3:
+        found = tuple(grid_thw.shape) if isinstance(grid_thw, Tensor) else grid_thw
+        raise HiPruneError(
+            f"grid_thw={found}: expected a tensor (images, 3) of frames, rows and columns of "
+            "patches (the processor's image_grid_thw)"
+        )
+    grids = {(height, width) for _, height, width in grid_thw.tolist()}
+    if len(grids) != 1:
+        raise HiPruneError(
+            f"grid_thw: patches {sorted(grids)}; expected images of one grid, since maps are one "
+            "tensor (images, tokens): give images of other grids one by one"
+        )
+    height, width = grids.pop()
+    return height * width // visual.spatial_merge_unit
+
+
+@contextmanager
+def _window_order(visual: Any) -> Iterator[list[Tensor]]:
+    """Note, while it lasts, the (sum of N,) raster indices that the tower puts its tokens in."""
+    found: list[Tensor] = []
+    original, before = getattr(visual, _PERMUTE), vars(visual).get(_PERMUTE)
+
+    @functools.wraps(original)
+    def permute(tensor: Tensor, window_index: Tensor, **kwargs: Any) -> Tensor:
+        found.append(window_index)
+        return original(tensor, window_index, **kwargs)
+
+    vars(visual)[_PERMUTE] = permute
+    try:
+        yield found
+    finally:
+        del vars(visual)[_PERMUTE]
+        if before is not None:
+            vars(visual)[_PERMUTE] = before

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hiprune.selector import TokenSelection
+from hiprune.selection import TokenSelection
 
 
 def merged_order(selection: TokenSelection, side: int, columns: int) -> Tensor:

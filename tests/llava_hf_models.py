@@ -127,13 +127,25 @@ def generate(model, arguments: dict, **settings):
     return model.generate(**arguments, **{**defaults, "pad_token_id": PAD, **settings})
 
 
+def grid_of(size: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of views of an image of this (height, width), one of SIZES."""
+    return GRIDS[SIZES.index(tuple(size.tolist()))]
+
+
+def greedy(answer: list[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)
+
+
 @torch.no_grad()
-def features_by_hand(family: str, arguments: dict, retention: int, first: int = 0) -> list:
-    """Per image the projected features that HiPrune keeps, from every layer's whole N x N map."""
-    inner = load(family, "eager").model
+def features_by_hand(family: str, arguments: dict, retention: int, model=None) -> list:
+    """Per image the projected features that HiPrune keeps, from every layer's whole N x N map.
+
+    ``model``: one whose tower attends eagerly; that of :func:`load` unless given.
+    """
+    inner = (load(family, "eager") if model is None else model).model
     kept = []
     for number, views in enumerate(arguments.get("pixel_values", ())):
-        rows, columns = (0, 0) if family == "llava" else GRIDS[(number + first) % 4]
+        rows, columns = (0, 0) if family == "llava" else grid_of(arguments["image_sizes"][number])
         views = views[None] if family == "llava" else views[: 1 + rows * columns]
         out = inner.vision_tower(views, output_hidden_states=True, output_attentions=True)
         scores = [
@@ -154,10 +166,41 @@ def features_by_hand(family: str, arguments: dict, retention: int, first: int = 
     return kept
 
 
+def merge_spatially(image_features, image_sizes, **_) -> tuple[list, torch.Tensor]:
+    """In place of LLaVA-NeXT's pack_image_features: the paper's merge type `spatial`."""
+    packed = []
+    for views, size in zip(image_features, image_sizes, strict=True):  # (V, N, C)
+        grid = views[1:].unflatten(0, grid_of(size)).unflatten(2, (SIDE, SIDE))
+        merged = grid.transpose(1, 2).flatten(0, 3)  # rows, columns of views and tokens -> raster
+        packed.append(torch.cat([views[0], merged]))
+    return packed, torch.tensor([len(image) for image in packed])
+
+
+def spatial_prompt(arguments: dict) -> dict:
+    """A prompt of LLaVA-NeXT with the placeholders that :func:`merge_spatially` needs."""
+    tokens = iter(
+        TOKENS * (1 + rows * columns)
+        for rows, columns in map(grid_of, arguments.get("image_sizes", ()))
+    )
+    lines = []
+    for ids in arguments["input_ids"].tolist():
+        line = []  # the position that each one comes from
+        for at, token in enumerate(ids):
+            if token != IMAGE:
+                line.append(at)
+            elif ids[at - 1] != IMAGE:
+                line += [at] * next(tokens)
+        lines.append(line)
+    width = max(map(len, lines))
+    columns = torch.tensor([[0] * (width - len(line)) + line for line in lines])
+    names = ("input_ids", "attention_mask", "labels")  # a row that is shorter is padded on the left
+    return arguments | {n: arguments[n].gather(1, columns) for n in names if n in arguments}
+
+
 @torch.no_grad()
-def prompt_by_hand(family: str, arguments: dict, features: list, labels=None) -> dict:
+def prompt_by_hand(family: str, arguments: dict, features: list, labels=None, model=None) -> dict:
     """Left-padded embeddings, mask and positions (and labels) of the pruned prompts."""
-    embed = load(family, "eager").get_input_embeddings()
+    embed = (load(family, "eager") if model is None else model).get_input_embeddings()
     features, rows, targets = iter(features), [], []
     for number, ids in enumerate(arguments["input_ids"]):
         row, target, at = [], [], int((arguments["attention_mask"][number] == 0).sum())
@@ -192,12 +235,15 @@ def prompt_by_hand(family: str, arguments: dict, features: list, labels=None) ->
 
 
 @torch.no_grad()
-def decode_by_hand(model, prompt: dict, steps: int) -> torch.Tensor:
-    """(B, steps) greedy answers, the whole sequence run anew for every token."""
+def decode_by_hand(model, prompt: dict, steps: int, pick=greedy) -> torch.Tensor:
+    """(B, steps) answers, the whole sequence run anew for every token.
+
+    ``pick``: (answer so far, (B, V) logits) -> (B,) ids; the likeliest unless given.
+    """
     prompt, answer = copy.copy(prompt), []
     for _ in range(steps):
         logits = model(**prompt).logits[:, -1]
-        answer.append(logits.argmax(-1))
+        answer.append(pick(answer, logits))
         embeds = model.get_input_embeddings()(answer[-1][:, None])
         prompt["inputs_embeds"] = torch.cat([prompt["inputs_embeds"], embeds], dim=1)
         one = torch.ones_like(prompt["attention_mask"][:, :1])

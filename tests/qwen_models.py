@@ -101,7 +101,6 @@ def inputs(images_per_prompt: list[int], first: int = 0, video_frames: int = 0) 
     return arguments
 
 
-@torch.no_grad()
 def attention_maps(model, pixel_values, grid) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """One image through the unpatched tower: merged tokens (N, C), block -> (H, 4 N, 4 N) map.
 
@@ -205,11 +204,18 @@ def pruned_rows_by_hand(
     return rows
 
 
+def greedy(answer: list[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)
+
+
 @torch.no_grad()
 def continue_by_hand(
-    model, embeds, positions, after: int, steps: int
+    model, embeds, positions, after: int, steps: int, pick=greedy
 ) -> tuple[torch.Tensor, list[int]]:
-    """Logits of the prompt (T', V) and the ids that greedy decoding adds, without any cache."""
+    """Logits of the prompt (T', V) and the ids that decoding adds, without any cache.
+
+    ``pick``: (answer so far, (1, V) logits) -> (1,) id; the likeliest unless given.
+    """
     logits, answer = None, []
     for _ in range(steps):
         hidden = model.model.language_model(
@@ -217,8 +223,8 @@ def continue_by_hand(
         ).last_hidden_state
         step = model.lm_head(hidden)[0]
         logits = step if logits is None else logits
-        answer.append(int(step[-1].argmax()))
-        embeds = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([[answer[-1]]]))], 1)
+        answer.append(pick(answer, step[-1:]))
+        embeds = torch.cat([embeds, model.get_input_embeddings()(answer[-1][None])], 1)
         positions = torch.cat([positions, torch.full((3, 1, 1), after)], dim=-1)
         after += 1
-    return logits, answer
+    return logits, [int(token) for token in answer]

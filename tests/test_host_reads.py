@@ -61,14 +61,13 @@ def test_llava(family, images, how):
 @pytest.mark.parametrize("how", ["forward", "generate"])
 def test_qwen(images, how, monkeypatch):
     import qwen_models as models
-    from hiprune.models import qwen2_5_vl_attention, qwen2_5_vl_tower
+    from hiprune.models import qwen2_5_vl_tower
 
     # torch's path of the scores reads the segments' lengths; the GPU's kernel, whose part this
     # stands in for, does not.
-    for module in (qwen2_5_vl_attention, qwen2_5_vl_tower):
-        monkeypatch.setattr(
-            module, "received_attention_packed", lambda q, k, *_: (q * k).sum(dim=(0, 2))
-        )
+    monkeypatch.setattr(
+        qwen2_5_vl_tower, "received_attention_packed", lambda q, k, *_: (q * k).sum(dim=(0, 2))
+    )
     model, arguments = models.load("sdpa"), models.inputs(images)
     layers = model.model.visual.blocks, model.model.language_model.layers
     run = CALLS[how]

@@ -141,7 +141,7 @@ def test_an_exception_leaves_no_hook():
 )
 def test_other_encoders_are_refused(config):
     model = transformers.AutoModel.from_config(config)
-    with pytest.raises(HiPruneError, match=rf"{config.model_type}.*accepted.*siglip2.*dinov2"):
+    with pytest.raises(HiPruneError, match=rf"{config.model_type}.*expected.*siglip2.*dinov2"):
         received_attention_maps(model, torch.zeros(1, 3, 8, 8))
     with pytest.raises(HiPruneError, match="Linear"):
         received_attention_maps(torch.nn.Linear(2, 2), torch.zeros(1, 2))

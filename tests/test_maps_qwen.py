@@ -69,11 +69,17 @@ def test_qwen_misuse_is_named():
         received_attention_maps(visual, pixels)
     with pytest.raises(HiPruneError, match="one by one"):
         received_attention_maps(visual, pixels, grid_thw=grids)
-    with prune(model, HiPruneConfig(retention=0.5, object_layer=4)):
-        with pytest.raises(HiPruneError, match="unpatched"):
-            received_attention_maps(visual, pixels, grid_thw=grids[:1])
     assert hooks(visual) == 0
-    received_attention_maps(visual, pixels, grid_thw=grids[:1])
+
+
+def test_a_patched_qwen_has_the_maps_of_the_unpatched_one():
+    model, (grid, *_) = qwen.load(), qwen.GRIDS
+    visual, pixels = model.model.visual, qwen.pixels(grid, 0)
+    expected = maps_and_features(visual, pixels, grid_thw=torch.tensor([[1, *grid]]))
+    with prune(model, HiPruneConfig(retention=0.5, object_layer=4)):
+        found = maps_and_features(visual, pixels, grid_thw=torch.tensor([[1, *grid]]))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert hooks(visual) == 0
 
 
 def test_a_patched_llava_has_the_maps_that_its_selection_came_from():

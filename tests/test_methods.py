@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+
 import pytest
 import torch
 
+import hiprune
 from hiprune import HiPruneConfig, HiPruneError, select_tokens
-from hiprune.chooser import TokenChooser
-from hiprune.config import FAMILIES
-from hiprune.environment import variables
+from hiprune.methods import METHODS, NEEDS, Images, method_of
 from hiprune.neighbours import SHAPES, neighbours
 
 COLUMNS, ROWS = 6, 5
@@ -44,6 +50,20 @@ def test_neighbours(shape, neighborhood):
         assert set(found[anchor].tolist()) - {anchor} == by_hand
 
 
+def choose(method, budget, object_scores, output_scores):
+    return method(
+        Images.like(output_scores, COLUMNS, budget),
+        object_scores=object_scores,
+        output_scores=output_scores,
+        cls_attention=output_scores.unsqueeze(1),
+    )
+
+
+def chosen_by(budget=10, scores_seed=0, **fields):
+    method = method_of(HiPruneConfig(budget, **fields))
+    return method, choose(method, budget, *scores(scores_seed))
+
+
 @pytest.mark.parametrize("neighborhood", ["flat", "grid"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("budget", [1, 7, 12, TOKENS])
@@ -69,11 +89,10 @@ def test_selection_with_a_buffer_shape(shape, neighborhood, budget):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("budget", [1, 2, 7, 12, 29, TOKENS])
 def test_without_registers_anchors_come_one_after_the_other(shape, neighborhood, budget):
-    object_scores, output_scores = scores(seed=budget)
-    chosen = select_tokens(
-        object_scores, output_scores, columns=COLUMNS, budget=budget, alpha=0.0,
-        buffer=shape, neighborhood=neighborhood, registers=False,
-    )  # fmt: skip
+    object_scores, _ = scores(seed=budget)
+    _, chosen = chosen_by(
+        budget, budget, alpha=0.0, buffer=shape, neighborhood=neighborhood, registers=False
+    )
     assert not chosen.register.any()
     assert (chosen.keep.sum(dim=1) == budget).all()
     for row in range(3):
@@ -92,30 +111,53 @@ def test_without_registers_anchors_come_one_after_the_other(shape, neighborhood,
 
 
 def test_without_buffers_and_registers_the_most_attended_stay():
-    object_scores, output_scores = scores()
-    chosen = select_tokens(
-        object_scores, output_scores, columns=COLUMNS, budget=9, alpha=0.1, buffer="none",
-        registers=False,
-    )  # fmt: skip
-    top = object_scores.topk(9, dim=1).indices.sort(dim=1).values
+    _, chosen = chosen_by(9, buffer="none", registers=False)
+    top = scores()[0].topk(9, dim=1).indices.sort(dim=1).values
     assert torch.equal(chosen.indices, top)
     assert torch.equal(chosen.anchor, chosen.keep)
 
 
 def test_an_unknown_shape_is_named():
     for name, value in (("buffer", "circle"), ("neighborhood", "torus")):
-        with pytest.raises(HiPruneError, match=f"^{name}={value!r}: accepted is one of"):
+        with pytest.raises(HiPruneError, match=f"^{name}={value!r}: expected one of"):
             select_tokens(*scores(), columns=COLUMNS, budget=9, alpha=0.1, **{name: value})
 
 
-def chosen_by(budget=10, batch=3, **fields):
-    chooser = TokenChooser(HiPruneConfig(budget, **fields))
-    return chooser, chooser(*scores(batch=batch), COLUMNS, budget)
+def test_the_registry():
+    assert hiprune.methods() == tuple(METHODS) == ("hiprune", "random", "uniform", "cls")
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert set(method.needs) <= set(NEEDS)
+        assert HiPruneConfig(method=name).needs == method.needs
+        # Settings are fields of the configuration.
+        assert set(method.settings()) <= {field.name for field in fields(HiPruneConfig)}
+    assert HiPruneConfig().needs == ("object_scores", "output_scores")
+    assert HiPruneConfig(method="uniform").needs == HiPruneConfig(method="random").needs == ()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("budget", [1, 10, TOKENS, TOKENS + 5])
+def test_a_method_sees_what_it_needs_alone_and_keeps_its_budget(name, budget):
+    method = method_of(HiPruneConfig(method=name))
+    object_scores, output_scores = scores()
+    given = {
+        "object_scores": object_scores,
+        "output_scores": output_scores,
+        "cls_attention": torch.stack([output_scores, object_scores], dim=1),
+    }
+    images = Images.like(output_scores, COLUMNS, budget)
+    found = method(images, **{need: given[need] for need in method.needs})
+    assert found.keep.shape == (3, TOKENS)
+    assert found.indices.shape == (3, min(budget, TOKENS))
+    for need in method.needs:
+        without = {other: given[other] for other in given if other != need}
+        with pytest.raises(HiPruneError, match=f"^{need}=None: method '{name}' expected"):
+            method(images, **without)
 
 
 def test_random_is_seeded_and_drawn_anew_for_every_image():
-    chooser, first = chosen_by(method="random", seed=1)
-    second = chooser(*scores(), COLUMNS, 10)
+    method, first = chosen_by(method="random", seed=1)
+    second = choose(method, 10, *scores())
     _, again = chosen_by(method="random", seed=1)
     _, other = chosen_by(method="random", seed=2)
     assert torch.equal(first.indices, again.indices)
@@ -126,10 +168,46 @@ def test_random_is_seeded_and_drawn_anew_for_every_image():
 
 
 def test_random_keeps_every_place_about_as_often():
-    chooser = TokenChooser(HiPruneConfig(10, method="random"))
     many = torch.zeros(3000, TOKENS)
-    share = chooser(many, many, COLUMNS, 10).keep.float().mean(dim=0)
+    share = choose(random(), 10, many, many).keep.float().mean(dim=0)
     assert (share - 1 / 3).abs().max() < 0.05  # 5.8 standard errors of 0.0086
+
+
+def random(seed=0):
+    return method_of(HiPruneConfig(10, method="random", seed=seed))
+
+
+def draws(method, times):
+    return [tuple(choose(method, 10, *scores(batch=1)).indices[0].tolist()) for _ in range(times)]
+
+
+def test_threads_draw_what_one_after_the_other_draws(monkeypatch):
+    """The first calls of all meet where there is no generator yet."""
+    expected = sorted(draws(random(3), 40))
+    method, start, generator = random(3), threading.Barrier(8), torch.Generator
+
+    def slowly(*device):
+        time.sleep(0.02)
+        return generator(*device)
+
+    def work(_):
+        start.wait()
+        return draws(method, 5)
+
+    monkeypatch.setattr(torch, "Generator", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        found = [one for several in pool.map(work, range(8)) for one in several]
+    assert sorted(found) == expected
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_of_random_goes_on_by_itself(how):
+    method = random(5)
+    draws(method, 3)
+    other = how(method)
+    following = draws(method, 4)
+    assert draws(other, 4) == following
+    assert draws(method, 1) != following[:1]
 
 
 @pytest.mark.parametrize("budget", [1, 3, 7, 10, 29, 30, 31])
@@ -152,15 +230,15 @@ def test_cls_keeps_the_most_attended_of_the_output_layer():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "best"}, "method='best': accepted is one of 'hiprune', 'random', 'uniform'"),
-        ({"score": "CLS"}, "score='CLS': accepted is one of 'global', 'cls'"),
-        ({"buffer": None}, "buffer=None: accepted is one of 'cross', 'square'"),
-        ({"neighborhood": "torus"}, "neighborhood='torus': accepted is one of 'flat', 'grid'"),
-        ({"registers": "no"}, "registers='no': accepted is one of True, False"),
-        ({"registers": 1}, "registers=1: accepted is one of True, False"),
-        ({"seed": -1}, "seed=-1: accepted is an integer from 0"),
+        ({"method": "best"}, "method='best': expected one of 'hiprune', 'random', 'uniform'"),
+        ({"score": "CLS"}, "score='CLS': expected one of 'global', 'cls'"),
+        ({"buffer": None}, "buffer=None: expected one of 'cross', 'square'"),
+        ({"neighborhood": "torus"}, "neighborhood='torus': expected one of 'flat', 'grid'"),
+        ({"registers": "no"}, "registers='no': expected one of True, False"),
+        ({"registers": 1}, "registers=1: expected one of True, False"),
+        ({"seed": -1}, "seed=-1: expected an integer from 0"),
         ({"seed": 1.5}, "seed=1.5"),
-        ({"method": "random", "buffer": "row"}, "buffer='row' with method='random': accepted"),
+        ({"method": "random", "buffer": "row"}, "buffer='row' with method='random': expected"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
@@ -193,14 +271,14 @@ def test_variables_that_exclude_each_other_are_named():
 
 
 def test_variables_and_configuration_are_two_spellings_of_one():
-    for fields in ({"method": "random", "seed": 3}, {"registers": False, "alpha": 0.3}):
-        config = HiPruneConfig(64, object_layer=5, **fields)
-        environ = variables(config, FAMILIES["llava"])
+    for changed in ({"method": "random", "seed": 3}, {"registers": False, "alpha": 0.3}):
+        config = HiPruneConfig(64, object_layer=5, **changed)
+        environ = config.variables("llava")
         assert HiPruneConfig.from_env("llava", environ) == config
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "accepted"),
+    ("name", "text", "expected"),
     [
         ("HIPRUNE_METHOD", "", "one of hiprune, random, uniform, cls"),
         ("HIPRUNE_SCORE", "Global", "one of global, cls"),
@@ -211,6 +289,6 @@ def test_variables_and_configuration_are_two_spellings_of_one():
         ("HIPRUNE_SEED", "1_0", "an integer from 0 to"),
     ],
 )
-def test_bad_variables_are_named(name, text, accepted):
-    with pytest.raises(HiPruneError, match=f"^{name}={text!r}: accepted is {accepted}"):
+def test_bad_variables_are_named(name, text, expected):
+    with pytest.raises(HiPruneError, match=f"^{name}={text!r}: expected {expected}"):
         HiPruneConfig.from_env("llava", {name: text})

@@ -88,7 +88,7 @@ def test_a_second_patch_is_refused(model):
 
 @pytest.mark.parametrize("other", [torch.nn.Linear(2, 2), None, "liuhaotian/llava-v1.5-7b"])
 def test_a_model_of_another_family(other):
-    with pytest.raises(HiPruneError, match=r"^model: .*accepted is .*LlavaMetaForCausalLM"):
+    with pytest.raises(HiPruneError, match=r"^model: .*expected an .*LlavaMetaForCausalLM"):
         hiprune.apply(other)
 
 

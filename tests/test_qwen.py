@@ -23,7 +23,7 @@ from qwen_models import (
 )
 
 import hiprune
-from hiprune import HiPruneConfig, HiPruneError
+from hiprune import HiPruneConfig
 
 BATCHES = {
     "1 x 0": [0], "1 x 1": [1], "1 x 2": [2],
@@ -145,7 +145,7 @@ def test_lengths_and_penalties_count_the_unpruned_prompt(retention):
         found = generate(model, arguments, max_length=width + 3, max_new_tokens=None)
         assert found.shape[1] == width + 3
         assert model.generate(**arguments, do_sample=False).shape[1] == width + 20
-        with pytest.raises(HiPruneError, match=f"max_length={width}: accepted is above"):
+        with pytest.raises(ValueError, match=f"Input length of input_ids is {width}"):
             generate(model, arguments, max_length=width, max_new_tokens=None)
         # A penalty that forbids what the prompt holds: it has to see the prompt's ids.
         found = generate(model, arguments, bad_words_ids=None, repetition_penalty=1e9)

@@ -19,14 +19,13 @@ from unittest.mock import patch
 
 from torch import nn
 
-from hiprune.patching import ADAPTERS
 from sysbench.stopwatch import Stopwatch
 from sysbench.subject import Subject, language_model
 
 TOWER, SCORING, PROJECTOR, PREFILL = "tower", "scoring", "projector", "prefill"
 PARTS = (TOWER, SCORING, PROJECTOR, PREFILL)
 # How the names of the modules begin whose functions are the scoring and the selection.
-_METHOD = ("hiprune.scores", "hiprune.selector")
+_METHOD = ("hiprune.scores", "hiprune.selection")
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,7 @@ def _scoring_timed(watch: Stopwatch) -> Iterator[None]:
 
         return wrapper
 
-    for adapter in set(ADAPTERS.values()):
-        import_module(adapter)
+    import_module("hiprune.models")
     with ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if not name.startswith("hiprune.models"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -54,7 +54,6 @@ def select_tokens(
     alpha: float,
     buffer: str = "cross",
     neighborhood: str = "flat",
-    registers: bool = True,
 ) -> TokenSelection:
     """Choose exactly N' = min(budget, N) of N tokens per image (paper, section "Method").
 
@@ -73,8 +72,6 @@ def select_tokens(
         budget: N', tokens to keep; N or more keeps all.
         alpha: share of the budget for anchors plus buffers, in [0, 1].
         buffer, neighborhood: as of :func:`hiprune.neighbours.neighbours`.
-        registers: False: anchors with their buffers are taken, most attended first, until the
-            budget is full, whatever alpha is (paper, Table 6b).
 
     Raises:
         HiPruneError: scores of other shapes, or columns, budget or alpha out of range.
@@ -82,33 +79,21 @@ def select_tokens(
     _check(object_scores, output_scores, columns, budget, alpha)
     _check_buffer(buffer, neighborhood)
     tokens = object_scores.shape[1]  # N
-    budget = min(budget, tokens)  # N'
-    object_order, object_rank = _rank(object_scores)  # (B, N) each
-    n_anchors = round(alpha * budget / 5) if registers else tokens
-    anchors = object_order[:, :n_anchors]
+    budget = min(int(budget), tokens)  # N'
+    object_order, object_rank = ranks(object_scores)  # (B, N) each
+    _, output_rank = ranks(output_scores)
+    anchors = object_order[:, : round(float(alpha) * budget / 5)]
     near = neighbours(anchors, tokens, columns, buffer, neighborhood)  # (B, k n_a)
 
-    # One key orders all tokens. Keys are distinct, so that the N' smallest are exactly N' tokens
-    # whatever the scores.
+    # One key orders all tokens: anchors, then buffers, then the rest. Keys are distinct, so that
+    # the N' smallest are exactly N' tokens whatever the scores.
     nothing = torch.zeros_like(object_rank, dtype=torch.bool)  # (B, N)
-    if registers:  # anchors, then buffers, then the rest
-        anchor = nothing.scatter(1, anchors, True)
-        buffers = nothing.scatter(1, near, True) & ~anchor
-        _, output_rank = _rank(output_scores)
-        key = torch.where(buffers, tokens + object_rank, 2 * tokens + output_rank)
-        key = torch.where(anchor, object_rank, key)
-    else:
-        # Each token comes in with the first anchor that it is, or is a neighbour of: at that one's
-        # turn, and then the anchor itself first.
-        turns = torch.arange(tokens, device=near.device).repeat(near.shape[1] // tokens)
-        turn = object_rank.scatter_reduce(1, near, turns.expand_as(near), "amin")  # (B, N)
-        key = turn * (tokens + 1) + torch.where(turn == object_rank, 0, 1 + object_rank)
+    anchor = nothing.scatter(1, anchors, True)
+    buffers = nothing.scatter(1, near, True) & ~anchor
+    key = torch.where(buffers, tokens + object_rank, 2 * tokens + output_rank)
+    key = torch.where(anchor, object_rank, key)
     kept = key.argsort(dim=1)[:, :budget]  # (B, N')
     keep = nothing.scatter(1, kept, True)
-    if not registers:
-        last = turn.masked_fill(~keep, -1).amax(dim=1, keepdim=True)  # the last anchor's turn
-        anchor = keep & (object_rank <= last)
-        buffers = keep & ~anchor
     return TokenSelection(
         anchor=anchor,
         buffer=buffers & keep,
@@ -118,8 +103,11 @@ def select_tokens(
     )
 
 
-def _rank(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N) scores -> token of each place and place of each token, best first."""
+def ranks(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N) scores -> token of each place and place of each token, best first.
+
+    Equal scores: the lower index comes first. NaN comes last.
+    """
     # Ascending on the negated scores: torch sorts NaN as the greatest, hence last.
     if not scores.is_floating_point():
         scores = scores.double()
@@ -131,34 +119,29 @@ def _rank(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _check(object_scores: Tensor, output_scores: Tensor, columns, budget, alpha) -> None:
     if object_scores.ndim != 2 or object_scores.shape[1] == 0:
         raise HiPruneError(
-            f"object_scores: shape {tuple(object_scores.shape)}, accepted is (B, N) with N >= 1"
+            f"object_scores: shape {tuple(object_scores.shape)}, expected (B, N) with N >= 1"
         )
     if output_scores.shape != object_scores.shape:
         raise HiPruneError(
-            f"output_scores: shape {tuple(output_scores.shape)}, accepted is that of "
-            f"object_scores, {tuple(object_scores.shape)}"
+            f"output_scores: shape {tuple(output_scores.shape)}, expected that of object_scores, "
+            f"{tuple(object_scores.shape)}"
         )
     if output_scores.device != object_scores.device:
         raise HiPruneError(
-            f"output_scores: on {output_scores.device}, accepted is object_scores' device, "
+            f"output_scores: on {output_scores.device}, expected object_scores' device, "
             f"{object_scores.device}"
         )
     for name, value in (("columns", columns), ("budget", budget)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise HiPruneError(f"{name}={value!r}: accepted is an integer of at least 1")
-    if (
-        not isinstance(alpha, (int, float))
-        or isinstance(alpha, bool)
-        or not math.isfinite(alpha)
-        or not 0 <= alpha <= 1
-    ):
-        raise HiPruneError(f"alpha={alpha!r}: accepted is a number from 0 to 1")
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise HiPruneError(f"{name}={value!r}: expected an integer of at least 1")
+    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 <= alpha <= 1:
+        raise HiPruneError(f"alpha={alpha!r}: expected a number from 0 to 1")
 
 
 def _check_buffer(buffer: str, neighborhood: str) -> None:
-    for name, value, accepted in (
+    for name, value, expected in (
         ("buffer", buffer, SHAPES),
         ("neighborhood", neighborhood, NEIGHBORHOODS),
     ):
-        if value not in accepted:
-            raise HiPruneError(f"{name}={value!r}: accepted is one of {', '.join(accepted)}")
+        if value not in expected:
+            raise HiPruneError(f"{name}={value!r}: expected one of {', '.join(expected)}")

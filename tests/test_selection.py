@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -152,8 +153,16 @@ GOOD = {"columns": 3, "budget": 4, "alpha": 0.1}
 )  # fmt: skip
 def test_bad_settings_are_named(name, value):
     scores = torch.rand(1, 9)
-    with pytest.raises(HiPruneError, match=f"{name}={value!r}: accepted is"):
+    with pytest.raises(HiPruneError, match=f"{name}={value!r}: expected"):
         select_tokens(scores, scores, **{**GOOD, name: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    scores = torch.rand(2, 1, 9)
+    settings = {"columns": np.int64(3), "budget": np.int32(4), "alpha": np.float64(0.5)}
+    found = select_tokens(*scores, **settings)
+    expected = select_tokens(*scores, columns=3, budget=4, alpha=0.5)
+    assert torch.equal(found.indices, expected.indices)
 
 
 @pytest.mark.parametrize("shapes", [((9,), (9,)), ((1, 9), (1, 8)), ((1, 0), (1, 0))])

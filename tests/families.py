@@ -1,0 +1,182 @@
+"""The one matrix: every model family as one entry, for tests that hold for all of them.
+
+A new family joins with one entry (see `Family` for what it has to say) in its environment's table.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from family import DTYPE, PACKAGE, Family, forward
+from torch import Tensor
+
+
+def _as_models(arguments: dict) -> dict:
+    """Pixels in the models' precision: the package's code converts what the tower gives to it."""
+
+    def turn(value):
+        if isinstance(value, list):
+            return [turn(part) for part in value]
+        return value.to(DTYPE) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {name: turn(value) for name, value in arguments.items()}
+
+
+def _cut(*names: str) -> Callable[[dict, int, int], dict]:
+    """Of arguments with one entry an image."""
+    return lambda arguments, start, stop: {n: arguments[n][start:stop] for n in names}
+
+
+def _llava_hf(name: str) -> Family:
+    import llava_hf_models as made
+
+    tokens = made.FAMILIES[name]
+    views = name == "llava_next"
+
+    def by_hand(model, arguments, retention, steps, pick=made.greedy):
+        eager = copy.deepcopy(model)  # whose maps can be looked at
+        eager.set_attn_implementation({"vision_config": "eager"})
+        features = made.features_by_hand(name, arguments, retention, model=eager)
+        prompt = made.prompt_by_hand(name, arguments, features, model=eager)
+        answer = made.decode_by_hand(model, prompt, steps, pick)
+        return forward(model, prompt).logits[0], answer[0].tolist()
+
+    def spatial(model, arguments):
+        model = copy.deepcopy(model)
+        model.model.pack_image_features = made.merge_spatially
+        return model, made.spatial_prompt(arguments)
+
+    return Family(
+        name=name,
+        make=lambda: made.load(name, "sdpa"),
+        prompts=lambda model, images, first: _as_models(made.inputs(name, list(images), first)),
+        full=tokens,
+        third=tokens // 3,
+        object_layer=made.OBJECT_LAYER,
+        by_hand=by_hand,
+        cut=_cut("pixel_values", "image_sizes") if views else _cut("pixel_values"),
+        pixels="pixel_values",
+        placeholder=made.IMAGE,
+        tower=lambda model: model.model.vision_tower,
+        layers=lambda model: model.model.vision_tower.encoder.layers,
+        projector=lambda model: model.model.multi_modal_projector,
+        **({"plain": spatial} if views else {}),
+    )
+
+
+def _qwen2_5_vl() -> Family:
+    import qwen_models as made
+
+    def by_hand(model, arguments, retention, steps, pick=made.greedy):
+        def budget(tokens):
+            return max(1, round(retention * tokens))
+
+        ((embeds, positions, after),) = made.pruned_rows_by_hand(model, arguments, budget)
+        return made.continue_by_hand(model, embeds, positions, after, steps, pick)
+
+    def cut(arguments, start, stop):
+        grids = arguments["image_grid_thw"]
+        ends = [0, *grids.prod(dim=1).cumsum(0).tolist()]
+        pixels = arguments["pixel_values"][ends[start] : ends[stop]]
+        return {"pixel_values": pixels, "image_grid_thw": grids[start:stop]}
+
+    return Family(
+        name="qwen2_5_vl",
+        make=lambda: made.load("sdpa"),
+        prompts=lambda model, images, first: _as_models(made.inputs(list(images), first)),
+        full=1.0,
+        third=0.334,
+        object_layer=made.OBJECT_LAYER,
+        by_hand=by_hand,
+        cut=cut,
+        pixels="pixel_values",
+        placeholder=made.IMAGE,
+        tower=lambda model: model.model.visual,
+        layers=lambda model: model.model.visual.blocks,
+        projector=lambda model: model.model.visual.merger,
+        attention="attn",
+        scored=("qkv",),
+    )
+
+
+def _llava_package(name: str) -> Family:
+    import llava_models as made
+    from random_checkpoint import make_checkpoint
+    from transformers import LlamaForCausalLM
+
+    tokens = made.TOKENS * (5 if name == "llava_next" else 1)
+
+    @functools.cache
+    def make():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"llava-{name}"
+            make_checkpoint(path, name, image_size=84, layers=made.LAYERS)
+            model, _ = made.load.__wrapped__(path, "sdpa")
+        # Its embeddings and head answer Yes or No, with large numbers: others have more to compare.
+        torch.manual_seed(0)
+        torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
+        torch.nn.init.normal_(model.lm_head.weight, std=0.1)
+        for layer in model.model.layers:  # loaded in float16, which tells positions apart by halves
+            rotary = layer.self_attn.rotary_emb
+            rotary._set_cos_sin_cache(4096, rotary.inv_freq.device, torch.float32)
+        # Newline tokens and un-padding are not used, as in the paper's code.
+        model.config.mm_patch_merge_type = "spatial" if name == "llava_next" else "flat"
+        return model
+
+    def prompts(model, images, first):
+        processor = model.get_vision_tower().image_processor
+        return _as_models(made.inputs(model, processor, list(images), first))
+
+    def by_hand(model, arguments, retention, steps):
+        features = None
+        if arguments.get("images") is not None:
+            images, sizes = arguments["images"], arguments["image_sizes"]
+            features = made.features_by_hand(model, images, sizes, retention)
+        embeds, mask = made.embeddings_by_hand(model, {"images": None, **arguments}, features)
+        made_by_hand = {"inputs_embeds": embeds, "attention_mask": mask}
+        with torch.no_grad():
+            logits = LlamaForCausalLM.forward(model, **made_by_hand).logits[0]
+        answer = LlamaForCausalLM.generate(
+            model, **made_by_hand, pad_token_id=0, eos_token_id=-1, max_new_tokens=steps,
+            do_sample=False,
+        )  # fmt: skip
+        return logits, answer[0, -steps:].tolist()
+
+    return Family(
+        name=name,
+        make=make,
+        prompts=prompts,
+        full=tokens,
+        third=tokens // 3,
+        object_layer=made.OBJECT_LAYER,
+        by_hand=by_hand,
+        cut=_cut("images", "image_sizes"),
+        pixels="images",
+        placeholder=made.IMAGE_TOKEN_INDEX,
+        tower=lambda model: model.get_vision_tower().vision_tower.vision_model,
+        layers=lambda model: model.get_vision_tower().vision_tower.vision_model.encoder.layers,
+        projector=lambda model: model.model.mm_projector,
+        blanks=True,
+    )
+
+
+if PACKAGE:
+    FAMILIES = {n: functools.partial(_llava_package, n) for n in ("llava", "llava_next")}
+else:
+    FAMILIES = {
+        "llava": functools.partial(_llava_hf, "llava"),
+        "llava_next": functools.partial(_llava_hf, "llava_next"),
+        "qwen2_5_vl": _qwen2_5_vl,
+    }
+FAMILIES = {name: make() for name, make in FAMILIES.items()}
+# Decorators: a test of all families of this environment, or of those of transformers.
+over_families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+over_transformers = pytest.mark.parametrize(
+    "family", [] if PACKAGE else FAMILIES.values(), ids=[] if PACKAGE else FAMILIES
+)

@@ -1,0 +1,343 @@
+"""Prompts as people make them: padding, positions, packing, embeddings, labels, missing images."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from families import over_families, over_transformers
+from family import BY_TOKEN, close, close_where_real, error_of, forward, placed, right_or_refused
+
+import hiprune
+from hiprune import HiPruneError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BATCH = [1, 2]
+
+
+def with_answers(arguments):
+    """Right-padded answers behind left-padded prompts, as preference training makes them."""
+    answers = torch.tensor([[20, 21, 22, 23], [24, 25, 0, 0]])
+    more = {"input_ids": answers, "attention_mask": answers > 0, "mm_token_type_ids": 0 * answers}
+    return arguments | {
+        name: torch.cat([arguments[name], value.to(arguments[name])], dim=1)
+        for name, value in more.items()
+        if name in arguments
+    }
+
+
+@over_families
+def test_padding_on_both_sides_of_a_batch(family):
+    """Every row as it is alone, its answer where it was, counted from the end."""
+    model = family.model()
+    arguments = with_answers(family.inputs(model, BATCH))
+    plain, whole = family.plain(model, arguments)
+    expected = forward(plain, whole).logits
+    rows = [
+        family.by_hand(model, row, family.third, 1)[0] for row in family.alone(arguments, BATCH)
+    ]
+    with hiprune.prune(model, family.config(family.full)):
+        close_where_real(forward(model, arguments).logits, expected, whole)
+    pads = [0, 2]
+    if family.blanks:  # the package pads anew, on one side
+        pads = [0, 0]
+    with hiprune.prune(model, family.config(family.third)):
+        close(placed(forward(model, arguments).logits, rows, pads), rows)
+        if not family.blanks:
+            ends = forward(model, arguments, logits_to_keep=5).logits
+            lasts = [row[-5 + pad :] for row, pad in zip(rows, pads, strict=True)]
+            close(placed(ends, lasts, pads), lasts)
+
+
+@over_families
+def test_the_loss_of_a_batch_padded_on_both_sides(family):
+    model = family.model()
+    arguments = with_answers(family.inputs(model, BATCH))
+    labels = arguments["input_ids"].clone()
+    labels[:, :-4] = -100
+    labels[labels == 0] = -100
+    plain, whole = family.plain(model, arguments | {"labels": labels})
+    expected = forward(plain, whole).loss
+    scores = []
+    for row, n in zip(family.alone(arguments, BATCH), (4, 2), strict=True):
+        logits = family.by_hand(model, row, family.third, 1)[0].log_softmax(-1)
+        scores.append(logits[-n - 1 : -1].gather(1, row["input_ids"][0, -n:, None]))
+    by_hand = -torch.cat(scores).mean().float()  # in float32, as transformers has it
+    for budget, loss in ((family.full, expected), (family.third, by_hand)):
+        with hiprune.prune(model, family.config(budget)):
+            close(forward(model, arguments, labels=labels).loss.float(), loss.float())
+
+
+@over_families
+def test_padding_on_both_sides_in_generate_keeps_to_each_image(family):
+    """The selection of an image does not depend on the padding."""
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    with hiprune.prune(model, family.config(family.third)) as pruned:
+        forward(model, arguments)
+        expected = [selection.indices for selection in pruned.selections]
+        forward(model, with_answers(arguments))
+        found = [selection.indices for selection in pruned.selections]
+    close(found, expected)
+
+
+def positions_of(family, model, arguments):
+    """(B, T), or what M-RoPE makes of it, (3, B, T), of prompts without padding."""
+    if family.name != "qwen2_5_vl":
+        return torch.arange(arguments["input_ids"].shape[1])[None]
+    found, _ = model.model.get_rope_index(
+        arguments["input_ids"], mm_token_type_ids=arguments["mm_token_type_ids"],
+        image_grid_thw=arguments.get("image_grid_thw"),
+    )  # fmt: skip
+    return found
+
+
+@over_families
+def test_positions_that_the_caller_gives(family):
+    model = family.model()
+    arguments = family.inputs(model, [1])
+    _, whole = family.plain(model, arguments)
+    # Twice as far apart; a rotary embedding does not see by how much all are shifted. In one place
+    # where the plain prompt has another length than the given one (newlines).
+    far = 0 if family.name == "llava_next" else 2
+    given = far * positions_of(family, model, arguments)
+    plain, whole = family.plain(model, arguments)
+    expected = forward(plain, whole, position_ids=far * positions_of(family, model, whole)).logits
+    if not family.blanks:  # the package's own code makes positions anew
+        assert not torch.allclose(expected, forward(plain, whole).logits)
+    with hiprune.prune(model, family.config(family.full)):
+        found = forward(model, arguments, position_ids=given).logits
+        close_where_real(found, expected, whole)
+
+
+@over_transformers
+@pytest.mark.parametrize("rows", [3, 4])
+def test_prompts_packed_into_one_row(family, rows):
+    """Positions that start again tell where a prompt ends: each as it is alone."""
+    model = family.model()
+    prompts = [family.inputs(model, [1], first=number) for number in (0, 1)]
+    positions = [positions_of(family, model, prompt) for prompt in prompts]
+    if family.name == "qwen2_5_vl" and rows == 4:  # in front, the row that counts text alone
+        positions = [torch.cat([torch.arange(p.shape[-1]).expand(1, 1, -1), p]) for p in positions]
+    elif rows == 4:
+        pytest.skip("models without M-RoPE have one row of positions")
+    if family.name == "llava_next":  # filled up to the most views
+        images = _stacked([prompt["pixel_values"][0] for prompt in prompts])
+        prompts = [p | {"pixel_values": images[[n]]} for n, p in enumerate(prompts)]
+    packed = {
+        name: torch.cat([p[name] for p in prompts], dim=1 if name in BY_TOKEN else 0)
+        for name in prompts[0]
+        if name != "attention_mask"
+    }
+    given = {"position_ids": torch.cat(positions, dim=-1), "use_cache": False}
+
+    ends = [family.by_hand(model, prompt, family.third, 1)[0] for prompt in prompts]
+    wholes = [forward(*family.plain(model, prompt)).logits[0] for prompt in prompts]
+    if family.name != "llava_next":  # its whole prompt has other positions than those given
+        unpatched = forward(model, packed, **given).logits[0]
+        if not torch.allclose(unpatched, torch.cat(wholes), atol=1e-6):
+            # With positions in three rows transformers does not see where the second begins.
+            wholes = [unpatched]
+            ends = None
+    with hiprune.prune(model, family.config(family.full)):
+        right_or_refused(
+            lambda: forward(model, packed, **given).logits[0],
+            lambda found: close(found, torch.cat(wholes)),
+            "position_ids",
+        )
+    if ends is None:
+        return
+    with hiprune.prune(model, family.config(family.third)):
+        right_or_refused(
+            lambda: forward(model, packed, **given).logits[0],
+            lambda found: close(found, torch.cat(ends)),
+            "position_ids",
+        )
+
+
+def _stacked(images):
+    most = max(map(len, images))
+    return torch.stack(
+        [
+            torch.cat([image, image.new_zeros(most - len(image), *image.shape[1:])])
+            for image in images
+        ]
+    )
+
+
+@over_transformers
+@pytest.mark.parametrize("call", ["forward", "generate"])
+@pytest.mark.parametrize("ids", [True, False])
+def test_embeddings_beside_pixels(family, call, ids):
+    """Embeddings that are not those of the ids: neither they nor the images may be lost."""
+    model = family.model()
+    arguments = family.inputs(model, [1])
+    plain, whole = family.plain(model, arguments)
+
+    def run(model, arguments):
+        text = arguments["input_ids"]
+        embeds = model.get_input_embeddings()(text).detach()
+        embeds[:, -3:] += 0.5
+        given = dict(arguments) if ids else {n: arguments[n] for n in arguments if n != "input_ids"}
+        if call == "forward":
+            return forward(model, given, inputs_embeds=embeds).logits
+        asked = given | {"inputs_embeds": embeds, "max_new_tokens": 3, "do_sample": False}
+        return model.generate(**asked, pad_token_id=0)[:, -3:]
+
+    also = error_of(lambda: run(plain, whole))
+    expected = None if also else run(plain, whole)
+    with hiprune.prune(model, family.config(family.full)):
+        right_or_refused(
+            lambda: run(model, arguments),
+            lambda found: close(found, expected),
+            "inputs_embeds", "input_ids",
+            also=also,
+        )  # fmt: skip
+        assert family.answer(model, arguments) == family.answer(plain, whole)
+
+
+@over_families
+def test_embeddings_without_pixels_are_the_models_own(family):
+    model = family.model()
+    arguments = family.inputs(model, [0])
+    text = arguments.pop("input_ids")
+    given = {"attention_mask": arguments["attention_mask"]}
+    given["inputs_embeds"] = 2 * model.get_input_embeddings()(text).detach()
+    expected = forward(model, given).logits
+    with hiprune.prune(model, family.config(family.third)):
+        close(forward(model, given).logits, expected, exact=True)
+
+
+@over_transformers
+def test_placeholders_without_pixels(family):
+    """As the unpatched model, with one warning a call or a handle, not one a step."""
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    text = {name: arguments[name] for name in BY_TOKEN if name in arguments}
+    expected, answer = forward(model, text).logits, family.answer(model, text)
+
+    def check():
+        close_where_real(forward(model, text).logits, expected, text)
+
+    def check_answer():
+        assert family.answer(model, text) == answer
+
+    for calls in ((check,), (check_answer,), (check, check_answer)):
+        with hiprune.prune(model, family.config(family.third)) as pruned:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for call in calls:
+                    call()
+            told = [w for w in caught if "pixel_values" in str(w.message)]
+            assert 1 <= len(told) <= len(calls), [str(w.message) for w in caught]
+            assert pruned.selections == []
+
+
+@over_families
+@pytest.mark.parametrize("call", ["forward", "generate"])
+@pytest.mark.parametrize("images", [1, 4])
+def test_another_number_of_images_than_of_placeholders(family, call, images):
+    if family.blanks and images > 3:
+        pytest.skip("the package takes what is over for blanks")
+    model = family.model()
+    arguments, four = family.inputs(model, BATCH), family.inputs(model, [4])
+    arguments |= family.cut(four, 0, images)
+    run = (lambda a: forward(model, a)) if call == "forward" else lambda a: family.answer(model, a)
+    with hiprune.prune(model, family.config(family.third)):
+        with pytest.raises(HiPruneError, match=rf"input_ids|{family.pixels}"):
+            run(arguments)
+        run(family.inputs(model, BATCH))  # and the next is not harmed by it
+
+
+@over_transformers
+def test_labels_that_are_shifted_already(family):
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    labels = arguments["input_ids"].masked_fill(arguments["attention_mask"] == 0, -100)
+    # Nor is the first token's loss anyone's: what stands before it is padding.
+    labels[(labels == family.placeholder) | (labels == 1)] = -100
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    given = {"labels": labels, "shift_labels": shifted}
+    for budget in (family.full, family.third):
+        with hiprune.prune(model, family.config(budget)):
+            expected = forward(model, arguments, labels=labels).loss
+            found = forward(model, arguments, **given).loss
+        close(found, expected)
+    # Beside labels it is shift_labels that count.
+    given["labels"] = torch.full_like(labels, -100)
+    with hiprune.prune(model, family.config(family.third)):
+        close(forward(model, arguments, **given).loss, expected)
+
+
+@over_transformers
+def test_features_and_the_inner_model_under_the_patch(family):
+    """What others call outside of forward and generate is whole, before and after these."""
+    model = family.model()
+    arguments = family.inputs(model, [3])
+    names = [family.pixels, *(n for n in ("image_sizes", "image_grid_thw") if n in arguments)]
+    images = {name: arguments[name] for name in names}
+    more = {"output_attentions": True, "output_hidden_states": True}
+    model.set_attn_implementation("eager")  # whose maps can be looked at
+
+    def look():
+        with torch.no_grad():
+            inner = model.model(**arguments).last_hidden_state
+            features = [
+                owner.get_image_features(**images, **more) for owner in (model, model.model)
+            ]
+        return inner, [flat(found) for found in features]
+
+    expected = look()
+    assert len(expected[1][0]) > len(family.layers(model)), "attentions are among them"
+    with hiprune.prune(model, family.config(family.third)) as pruned:
+        close(look(), expected, exact=True)
+        assert pruned.selections == []
+        forward(model, arguments)
+        close(look(), expected, exact=True)
+        assert len(pruned.selections) == 3
+
+
+def flat(output):
+    """All tensors of an output."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if output is None or not isinstance(output, (list, tuple, dict)):
+        return []
+    values = output.values() if isinstance(output, dict) else output
+    return [tensor for value in values for tensor in flat(value)]
+
+
+@over_transformers
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_outputs_of_forward(family, return_dict):
+    """Everything that the unpatched model gives; of a pruned prompt, as of its embeddings."""
+    model = family.model()
+    model.set_attn_implementation("eager")  # whose maps can be looked at; NaN where padded
+    arguments = family.inputs(model, [2])
+    labels = arguments["input_ids"].clone()
+    labels[labels == family.placeholder] = -100
+    plain, whole = family.plain(model, arguments | {"labels": labels})
+    more = {"output_attentions": True, "output_hidden_states": True, "return_dict": return_dict}
+    expected = forward(plain, whole, **more)
+    arguments["labels"] = labels
+    with hiprune.prune(model, family.config(family.full)):
+        found = forward(model, arguments, **more)
+    assert type(found) is type(expected)
+    if return_dict:
+        assert list(found) == list(expected)
+    assert len(found) == len(expected)
+    for one, other in zip(_members(found), _members(expected), strict=True):
+        close(flat(one), flat(other), exact=True)
+    with hiprune.prune(model, family.config(family.third)) as pruned:
+        found = forward(model, arguments, **more)
+        kept = sum(selection.indices.numel() for selection in pruned.selections)
+    assert len(found) == len(expected)
+    if return_dict and hasattr(found, "image_hidden_states"):
+        features = found.image_hidden_states
+        features = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+        assert features.flatten(0, -2).shape[0] == kept
+
+
+def _members(output):
+    return output.values() if isinstance(output, dict) else output
