@@ -121,13 +121,13 @@ def captured(layers: Mapping[int, ScoredLayer]) -> Iterator[Recording]:
             hook.detach(module)
 
 
-def observed(module: nn.Module) -> bool:
+def observed(module: nn.Module, inside: bool = True) -> bool:
     """Does anybody else have a hook on the module, or on a part of it?
 
     transformers' own, which it leaves wherever it once was asked for attentions or hidden states,
     do nothing unless asked again.
     """
-    for part in module.modules():
+    for part in module.modules() if inside else (module,):
         for name in "_forward_hooks", "_forward_pre_hooks", "_backward_hooks":
             for hook in getattr(part, name).values():
                 if not isinstance(hook, (_Score, _Watch, _Keep)) and not getattr(

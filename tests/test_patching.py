@@ -95,8 +95,8 @@ def test_a_model_of_another_family(other):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"retention": TOKENS + 1}, f"retention={TOKENS + 1}: accepted is 1 to {TOKENS}"),
-        ({"object_layer": LAYERS + 1}, f"object_layer={LAYERS + 1}: accepted is 1 to {LAYERS}"),
+        ({"retention": TOKENS + 1}, f"retention={TOKENS + 1}: expected 1 to {TOKENS}"),
+        ({"object_layer": LAYERS + 1}, f"object_layer={LAYERS + 1}: expected 1 to {LAYERS}"),
     ],
 )
 def test_what_this_model_cannot_have(model, settings, message):
@@ -109,7 +109,7 @@ def test_what_this_model_cannot_have(model, settings, message):
 @pytest.mark.parametrize("retention", [4, 5 * TOKENS + 1])
 def test_a_budget_that_the_views_cannot_have(tiny_llava_next, retention):
     model, _ = load(tiny_llava_next)
-    with pytest.raises(HiPruneError, match=f"retention={retention}: accepted is 5 to {5 * TOKENS}"):
+    with pytest.raises(HiPruneError, match=f"retention={retention}: expected 5 to {5 * TOKENS}"):
         hiprune.apply(model, HiPruneConfig(retention=retention, object_layer=3))
 
 
