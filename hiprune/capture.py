@@ -25,6 +25,7 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+_ALIGNING = "AlignDevicesHook"
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,18 @@ class AttentionCapture:
     def __init__(self) -> None:
         self.numbers: tuple[int, ...] = ()
 
-    def attach(self, layers: Mapping[int, ScoredLayer]) -> list[tuple[nn.Module, _Score]]:
-        """Hook the layers; what comes back is for :meth:`hiprune.PruneHandle.placed`."""
-        self.numbers, placed = tuple(layers), []
+    def attach(self, layers: Mapping[int, ScoredLayer]) -> Iterator[tuple[nn.Module, _Score]]:
+        """Hook the layers, as it is iterated: what is to be taken off again, and then it is on.
+
+        For :meth:`hiprune.PruneHandle.placed`.
+        """
+        self.numbers = tuple(layers)
         for number, layer in layers.items():
             hook = _Score(self, number, layer.projections, layer.score)
+            yield layer.attention, hook
             layer.attention.register_forward_pre_hook(hook.watch)
             layer.attention.register_forward_hook(hook, with_kwargs=True)
             hook.watch(layer.attention, ())
-            placed.append((layer.attention, hook))
-        return placed
 
     @contextmanager
     def recording(self) -> Iterator[Recording]:
@@ -111,9 +114,9 @@ class AttentionCapture:
 @contextmanager
 def captured(layers: Mapping[int, ScoredLayer]) -> Iterator[Recording]:
     """Hooks for one image pass, taken off afterwards."""
-    capture = AttentionCapture()
-    placed = capture.attach(layers)
+    capture, placed = AttentionCapture(), []
     try:
+        placed.extend(capture.attach(layers))
         with capture.recording() as recording:
             yield recording
     finally:
@@ -122,12 +125,15 @@ def captured(layers: Mapping[int, ScoredLayer]) -> Iterator[Recording]:
 
 
 def observed(module: nn.Module, inside: bool = True) -> bool:
-    """Does anybody else have a hook on the module, or on a part of it?
+    """Would anybody else see how the module, or a part of it where ``inside``, is called?
 
-    transformers' own, which it leaves wherever it once was asked for attentions or hidden states,
-    do nothing unless asked again.
+    By a hook, or by a forward of their own. transformers' own hooks, which it leaves wherever it
+    once was asked for attentions or hidden states, do nothing unless asked again; accelerate's
+    that bring weights and inputs to a device do nothing else.
     """
     for part in module.modules() if inside else (module,):
+        if "forward" in vars(part) and type(vars(part).get("_hf_hook")).__name__ != _ALIGNING:
+            return True
         for name in "_forward_hooks", "_forward_pre_hooks", "_backward_hooks":
             for hook in getattr(part, name).values():
                 if not isinstance(hook, (_Score, _Watch, _Keep)) and not getattr(

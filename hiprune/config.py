@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
 
 from hiprune.errors import HiPruneError
 from hiprune.methods import METHODS
 from hiprune.neighbours import NEIGHBORHOODS, SHAPES
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,19 +28,21 @@ class Family:
     object_layer: int  # l, counted from 1
     encoder_layers: int
 
+    def layer_of(self, layers: int | None) -> int:
+        """The default l of a tower with so many layers; None: as many as the paper's.
 
-FAMILIES = {
-    family.name: family
-    for family in (
-        Family("llava", "HIPRUNE_RETENTION", 192, 576, object_layer=9, encoder_layers=24),
-        Family("llava_next", "HIPRUNE_RETENTION", 640, 2880, object_layer=9, encoder_layers=24),
-        Family(
-            "qwen2_5_vl", "HIPRUNE_QWEN_RETENTION", 0.334, 1.0, object_layer=16, encoder_layers=32
-        ),
-    )
-}
+        As deep as the paper's: l / layers = 9 / 24 or 16 / 32, rounded half up, at least 1.
+        """
+        if layers is None:
+            return self.object_layer
+        whole = self.encoder_layers
+        return max(1, (2 * self.object_layer * layers + whole) // (2 * whole))
+
+
+# Name -> family: the registry of models fills it (hiprune.models.base.register).
+FAMILIES: dict[str, Family] = {}
 DEFAULT_ALPHA = 0.1
-# What the fields that change the method accept, its default first.
+# What the fields that change the method take, its default first.
 CHOICES: dict[str, tuple] = {
     "method": tuple(METHODS),
     "score": ("global", "cls"),
@@ -43,6 +50,7 @@ CHOICES: dict[str, tuple] = {
     "neighborhood": NEIGHBORHOODS,
     "registers": (True, False),
 }
+_FLAGS = {"1": True, "0": False}
 
 
 @dataclass(frozen=True)
@@ -50,14 +58,17 @@ class HiPruneConfig:
     """How many tokens to keep and how they are shared out.
 
     Args:
-        retention: N', the budget of one image. An int counts tokens; a float in (0, 1] is a share
-            of the image's tokens. None: the default of the model's family.
+        retention: N', the budget of one image. An int counts tokens: 1 is one token. A float in
+            (0, 1] is a share of the image's tokens: 1.0 is all of them. None: the default of the
+            model's family. (HIPRUNE_QWEN_RETENTION is a share however it is written: 1 is all.)
         alpha: share of the budget that goes to anchors plus buffers, in [0, 1].
         object_layer: l, the middle encoder layer that anchors are read from, counted from 1.
-            None: the default of the model's family.
-        method: "hiprune"; or, with the same budget and patch, our implementation of a simple
-            method to compare with: "random" (drawn anew for every image), "uniform" (evenly
-            spaced), "cls" (most attended by CLS in the output layer, where there is a CLS).
+            None: the default of the model's family, at the same share of the tower's depth where
+            that is not the paper's: 9 of 24 layers (CLIP), 16 of 32 (Qwen), rounded half up.
+        method: a name out of :func:`hiprune.methods`: "hiprune"; or, with the same budget and
+            patch, our implementation of a simple method to compare with: "random" (drawn anew for
+            every image), "uniform" (evenly spaced), "cls" (most attended by CLS in the output
+            layer, where there is a CLS).
         score: "global", attention from all tokens; or "cls", from CLS alone (paper, Table 6a).
         buffer: an anchor's neighbours: "cross" (4), "square" (8), "diagonal" (4), "row" (2),
             "column" (2) or "none" (paper, Tables 6c and 11).
@@ -66,6 +77,8 @@ class HiPruneConfig:
         registers: False: anchors and buffers fill the whole budget (paper, Table 6b), whatever
             alpha is. Without anchors and buffers is alpha = 0.
         seed: of "random".
+
+    Numbers may be numpy's; they are kept as Python's.
 
     Raises:
         HiPruneError: a value outside of these. What only the model can tell (how many tokens and
@@ -83,56 +96,122 @@ class HiPruneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.retention is not None:
-            _check_retention(self.retention)
-        if not _is_number(self.alpha) or not 0 <= self.alpha <= 1:
-            raise HiPruneError(f"alpha={self.alpha!r}: accepted is a number from 0 to 1")
-        if self.object_layer is not None and (
-            not _is_int(self.object_layer) or self.object_layer < 1
-        ):
+        for name in ("retention", "alpha", "object_layer", "seed"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        retention = self.retention
+        if retention is not None and not _is_in(retention, 1, None) and not _is_share(retention):
             raise HiPruneError(
-                f"object_layer={self.object_layer!r}: accepted is an integer from 1 to the number "
-                "of encoder layers"
+                f"retention={retention!r}: expected an int of at least 1 (tokens per image: 1 is "
+                "one token) or a float in (0, 1] (share of the image's tokens: 1.0 is all)"
             )
-        for name, accepted in CHOICES.items():
+        if type(self.alpha) not in (int, float) or not 0 <= self.alpha <= 1:
+            raise HiPruneError(f"alpha={self.alpha!r}: expected a number from 0 to 1")
+        if self.object_layer is not None and not _is_in(self.object_layer, 1, None):
+            raise HiPruneError(
+                f"object_layer={self.object_layer!r}: expected an integer from 1 to the number of "
+                "encoder layers"
+            )
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
             # 1 == True, but 1 is none of the two.
-            if not any(type(value) is type(choice) and value == choice for choice in accepted):
-                raise HiPruneError(f"{name}={value!r}: accepted is one of {_listed(accepted)}")
-        if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
-            raise HiPruneError(f"seed={self.seed!r}: accepted is an integer from 0 to 2**63 - 1")
-        others = {n: v for n, v in self.variant().items() if n not in ("method", "seed")}
-        if self.method != "hiprune" and others:
-            name, value = next(iter(others.items()))
+            if not any(type(value) is type(choice) and value == choice for choice in choices):
+                expected = ", ".join(map(repr, choices))
+                raise HiPruneError(f"{name}={value!r}: expected one of {expected}")
+        if not _is_in(self.seed, 0, 2**63 - 1):
+            raise HiPruneError(f"seed={self.seed!r}: expected an integer from 0 to 2**63 - 1")
+        foreign = _foreign(self.method, self.variant())
+        if foreign:
             raise HiPruneError(
-                f"{name}={value!r} with method={self.method!r}: accepted with 'hiprune' alone"
+                f"{foreign}={getattr(self, foreign)!r} with method={self.method!r}: expected with "
+                f"{_methods_with(foreign)} alone"
             )
 
     @classmethod
-    def from_env(cls, family: str, environ: Mapping[str, str] | None = None) -> HiPruneConfig:
+    def from_env(
+        cls,
+        family: str,
+        environ: Mapping[str, str] | None = None,
+        layers: int | None = None,
+        tokens: int | None = None,
+    ) -> HiPruneConfig:
         """Read the HIPRUNE_* variables, the family's defaults standing in for those not set.
 
         Args:
             family: "llava", "llava_next" or "qwen2_5_vl".
             environ: where to read; the process environment, as it is now, unless given.
+            layers, tokens: of the model, as of :meth:`resolve`; ``layers`` bounds l as well.
 
         Raises:
-            HiPruneError: unknown family, or a variable that is set to anything not accepted.
+            HiPruneError: unknown family, or a variable that is set to anything not expected.
         """
-        from hiprune.environment import read_config  # it makes configurations, so it comes later
+        preset, env = _family(family), os.environ if environ is None else environ
+        if isinstance(preset.retention, int):
+            name, most = preset.retention_variable, preset.max_retention
+            retention = _read_int(env, name, 1, most, "tokens per image")
+        else:
+            retention = _read_float(env, preset.retention_variable, above_zero=True)
+        alpha = _read_float(env, "HIPRUNE_ALPHA")
+        last = preset.encoder_layers if layers is None else layers
+        layer = _read_int(env, "HIPRUNE_OBJECT_LAYER", 1, last, "the number of encoder layers")
+        choices = {name: _read_choice(env, name) for name in CHOICES}
+        changed = [name for name, value in choices.items() if value != CHOICES[name][0]]
+        foreign = _foreign(choices["method"], changed)
+        if foreign:
+            name = f"HIPRUNE_{foreign.upper()}"
+            raise HiPruneError(
+                f"{name}={env[name]!r} with HIPRUNE_METHOD={env['HIPRUNE_METHOD']!r}: expected "
+                f"with {_methods_with(foreign)} alone"
+            )
+        seed = _read_int(env, "HIPRUNE_SEED", 0, 2**63 - 1, "a seed")
+        alpha = DEFAULT_ALPHA if alpha is None else alpha
+        config = cls(retention, alpha, layer, **choices, seed=seed or 0)
+        return config.resolve(family, layers, tokens)
 
-        if family not in FAMILIES:
-            raise HiPruneError(f"family={family!r}: accepted is one of {', '.join(FAMILIES)}")
-        return cls(**read_config(FAMILIES[family], os.environ if environ is None else environ))
+    def resolve(
+        self, family: str, layers: int | None = None, tokens: int | None = None
+    ) -> HiPruneConfig:
+        """The same configuration with the family's defaults in place of every None.
 
-    def resolve(self, family: str) -> HiPruneConfig:
-        """The same configuration with the family's defaults in place of every None."""
-        preset = FAMILIES[family]
-        return replace(
-            self,
-            retention=preset.retention if self.retention is None else self.retention,
-            object_layer=preset.object_layer if self.object_layer is None else self.object_layer,
-        )
+        A default that is not the paper's number is told in the log, once.
+
+        Args:
+            layers: of the model's vision tower; the default l is as deep in it as the paper's.
+            tokens: the most of an image in this model; a default N' that is more than these is the
+                paper's share of them. None of either: as in the paper's model.
+        """
+        preset = _family(family)
+        retention, layer = self.retention, self.object_layer
+        if layer is None:
+            layer = preset.layer_of(layers)
+            if layer != preset.object_layer:
+                _say_once(
+                    f"object_layer={layer} of this model's {layers} layers, unless set: as deep as "
+                    f"the paper's {preset.object_layer} of {preset.encoder_layers}"
+                )
+        if retention is None:
+            retention = preset.retention
+            if tokens is not None and isinstance(retention, int) and tokens < retention:
+                retention = max(1, round(retention / preset.max_retention * tokens))
+                _say_once(
+                    f"retention={retention} of this model's {tokens} tokens per image, unless set: "
+                    f"the paper's share, {preset.retention} of {preset.max_retention}"
+                )
+        return replace(self, retention=retention, object_layer=layer)
+
+    def variables(self, family: str) -> dict[str, str]:
+        """The other way round: variables that make this configuration, whatever else is set."""
+        preset = _family(family)
+        found = {
+            "HIPRUNE_ALPHA": repr(self.alpha),
+            "HIPRUNE_OBJECT_LAYER": str(self.object_layer or preset.object_layer),
+            "HIPRUNE_SEED": str(self.seed),
+        }
+        if self.retention is not None:
+            found[preset.retention_variable] = str(self.retention)
+        for name in CHOICES:
+            value = getattr(self, name)
+            found[f"HIPRUNE_{name.upper()}"] = str(int(value)) if isinstance(value, bool) else value
+        return found
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -142,44 +221,99 @@ class HiPruneConfig:
     @property
     def uses_cls(self) -> bool:
         """Are scores read off the CLS token's attention alone, which only some towers have?"""
-        return "cls" in (self.method, self.score)
+        return self.score == "cls" or "cls_attention" in self.needs
 
     def variant(self) -> dict[str, object]:
         """What differs from the paper's method, name -> value; empty for the method itself."""
         found = {
             name: getattr(self, name)
-            for name, accepted in CHOICES.items()
-            if getattr(self, name) != accepted[0]
+            for name, choices in CHOICES.items()
+            if getattr(self, name) != choices[0]
         }
-        return {**found, "seed": self.seed} if self.method == "random" else found
+        seeded = "seed" in METHODS[self.method].settings()
+        return {**found, "seed": self.seed} if seeded else found
 
     def budget(self, tokens: int) -> int:
         """N' for an image of ``tokens`` tokens: at least 1, at most all of them."""
         if self.retention is None:
-            raise HiPruneError("retention=None: resolve the configuration for a family first")
+            raise HiPruneError("retention=None: expected a configuration after resolve(family)")
         if isinstance(self.retention, int):
             return min(self.retention, tokens)
         return max(1, round(self.retention * tokens))
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise HiPruneError(f"family={name!r}: expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
 
 
-def _is_number(value: object) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
+@functools.cache
+def _say_once(text: str) -> None:
+    logger.warning(text)
 
 
-def _check_retention(value: object) -> None:
-    if _is_int(value) and value >= 1:
-        return
-    if isinstance(value, float) and 0 < value <= 1:
-        return
-    raise HiPruneError(
-        f"retention={value!r}: accepted is an int of at least 1 (tokens per image) or a float in "
-        "(0, 1] (share of the image's tokens)"
-    )
+def _plain(value: Any) -> Any:
+    """numpy's numbers as Python's; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
-def _listed(accepted: tuple) -> str:
-    return ", ".join(repr(choice) for choice in accepted)
+def _is_in(value: Any, low: int, high: int | None) -> bool:
+    return type(value) is int and low <= value and (high is None or value <= high)
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) is float and 0 < value <= 1
+
+
+def _foreign(method: str, changed: Mapping | list) -> str | None:
+    """The first changed field that is no setting of the method."""
+    own = (*METHODS[method].settings(), "method")
+    return next((name for name in changed if name not in own), None)
+
+
+def _methods_with(setting: str) -> str:
+    return " and ".join(repr(n) for n, each in METHODS.items() if setting in each.settings())
+
+
+def _read_choice(env: Mapping[str, str], field: str) -> Any:
+    name, choices = f"HIPRUNE_{field.upper()}", CHOICES[field]
+    text = env.get(name)
+    if text is None:
+        return choices[0]
+    expected = _FLAGS if choices == (True, False) else {choice: choice for choice in choices}
+    if text not in expected:
+        raise HiPruneError(f"{name}={text!r}: expected one of {', '.join(expected)}")
+    return expected[text]
+
+
+def _number(text: str, kind: type) -> Any:
+    """None unless it is one. Python reads "1_000" and other scripts' digits too: a slip, here."""
+    try:
+        return kind(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
+
+
+def _read_int(env: Mapping[str, str], name: str, low: int, top: int, of_what: str) -> int | None:
+    text = env.get(name)
+    if text is None:
+        return None
+    value = _number(text, int)
+    if value is None or not low <= value <= top:
+        raise HiPruneError(f"{name}={text!r}: expected an integer from {low} to {top} ({of_what})")
+    return value
+
+
+def _read_float(env: Mapping[str, str], name: str, above_zero: bool = False) -> float | None:
+    text = env.get(name)
+    if text is None:
+        return None
+    value = _number(text, float)
+    if value is None or not 0 <= value <= 1 or (above_zero and value == 0):  # NaN: neither
+        share = "in (0, 1] (share of the image's tokens: 1 is all)"
+        expected = share if above_zero else "from 0 to 1"
+        raise HiPruneError(f"{name}={text!r}: expected a number {expected}")
+    return value

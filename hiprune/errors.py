@@ -4,5 +4,5 @@
 class HiPruneError(ValueError):
     """A setting, an input or a model that HiPrune cannot work with.
 
-    The message names the argument or variable, the value found and what is accepted.
+    The message names the argument or variable, the value found and what is expected.
     """

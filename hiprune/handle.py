@@ -49,7 +49,7 @@ class PruneHandle:
         adapter: what knows the family's models (:mod:`hiprune.models.base`).
     """
 
-    def __init__(self, model: Any, config: HiPruneConfig, family: str, adapter: Any = None) -> None:
+    def __init__(self, model: Any, config: HiPruneConfig, family: str, adapter: Any) -> None:
         if STATE in vars(model):
             raise HiPruneError(
                 f"model: this {type(model).__name__} already has HiPrune applied; expected an "
@@ -59,11 +59,9 @@ class PruneHandle:
         self.family = family
         self.adapter = adapter
         self.tower: Any = None  # the adapter's
-        self.encode: Callable[[Any, Any], list[Tensor]] | None = None  # of the `llava` package's
         self._model = weakref.ref(model)
         self._local = threading.local()
         self._changes: list[tuple[weakref.ref, Any]] = []
-        self.replace(model, STATE, self)
 
     @property
     def selections(self) -> list[TokenSelection]:
@@ -95,14 +93,15 @@ class PruneHandle:
         if not self._changes or model is None:
             raise HiPruneError("encode_images: HiPrune was removed from this model")
         with torch.no_grad():
-            if self.encode is not None:
-                return self.encode(pixels, sizes)
             return self.adapter.encode_images(model, self, pixels, sizes)
 
     # What an adapter does to a model, each with its way back.
 
-    def patch(self, module: nn.Module, part: type[Part], state: Any) -> None:
+    def patch(self, module: nn.Module, part: type[Part], state: Any, anew: bool = False) -> None:
         """Have a module do as ``part`` says, with ``state``, until remove().
+
+        ``anew``: its class is made for this one time, so that what Dynamo has compiled before is
+        compiled anew: it looks at a module's class, but not for hooks that were put on later.
 
         The module's other attributes, hooks and weights stay, and so does what stands on the
         instance in place of a method: it runs where the class's method would have, beneath ours.
@@ -113,37 +112,28 @@ class PruneHandle:
                 f"model: its {type(module).__name__} already has HiPrune applied; expected an "
                 "unpatched model"
             )
-        made = patched_class(type(module), part)
-        before = {}
+        make = patched_class.__wrapped__ if anew else patched_class
+        made, before = make(type(module), part), {}
+        self._changes.append((weakref.ref(module), _Methods()))
+        object.__setattr__(module, "__class__", made)  # nn.Module's would look at the value
+        vars(module)[STATE] = state
         for name in made._hiprune_names:
             for attribute in _places(module, name):
                 if attribute in vars(module):
                     before[name] = (attribute, vars(module)[attribute])
+                    vars(module)[_BEFORE] = before
                     vars(module)[attribute] = MethodType(vars(made)[name], module)
                     break
-        vars(module)[STATE] = state
-        if before:
-            vars(module)[_BEFORE] = before
-        module.__class__ = made
-        self._changes.append((weakref.ref(module), _Methods()))
 
     def placed(self, hooks: Iterable[tuple[nn.Module, Any]]) -> None:
-        """Have remove() take hooks off again: (module, an object of which ``detach`` does it)."""
-        self._changes += [(weakref.ref(module), _Hook(hook)) for module, hook in hooks]
+        """Have remove() take hooks off again: (module, an object of which ``detach`` does it).
 
-    def replace(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute on one object until remove(); its class stays as it is."""
-        before = vars(owner).get(name, _Attribute)  # the class itself: there was none
-        self._changes.append((weakref.ref(owner), _Attribute(name, before, value)))
-        vars(owner)[name] = value
-
-    def wrap_forward(self, module: Any, wrap: Callable[[Callable], Callable]) -> None:
-        """Set a submodule's ``forward`` to ``wrap`` of what it is now, beneath accelerate's hook.
-
-        Of the `llava` package's adapter; others say what a module does with :meth:`patch`.
+        Each comes before it is put on, so that one that fails half-way is taken off as well.
         """
-        name = next(n for n in _places(module, "forward") if n == "forward" or n in vars(module))
-        self.replace(module, name, wrap(getattr(module, name)))
+        for module, hook in hooks:
+            if STATE not in vars(module):
+                self.patch(module, Part, self, anew=True)
+            self._changes.append((weakref.ref(module), _Hook(hook)))
 
     def remove(self) -> None:
         """Restore the model; a second call does nothing.
@@ -155,7 +145,6 @@ class PruneHandle:
             owner, change = self._changes.pop()
             if (owner := owner()) is not None:
                 change.undo(owner)
-        self.encode = self.tower = None  # they may hold the model's modules
 
     # Of a copy, or of another process: the same changes on the copy's own modules.
 
@@ -245,28 +234,12 @@ def _places(module: Any, name: str) -> tuple[str, ...]:
     return ("_old_forward", name) if hooked else (name,)
 
 
-class _Attribute:
-    """An attribute that was set."""
-
-    def __init__(self, name: str, before: Any, ours: Any) -> None:
-        self.name, self.before, self.ours = name, before, ours
-
-    def undo(self, owner: Any) -> None:
-        attributes = vars(owner)
-        if attributes.get(self.name) is not self.ours:
-            return  # somebody put another one over it
-        if self.before is _Attribute:
-            del attributes[self.name]
-        else:
-            attributes[self.name] = self.before
-
-
 class _Methods:
     """A module of a patched class."""
 
     def undo(self, owner: Any) -> None:
         attributes, made = vars(owner), type(owner)
-        del attributes[STATE]
+        attributes.pop(STATE, None)
         before = attributes.pop(_BEFORE, {})
         ours = next((c for c in made.__mro__ if "_hiprune_base" in vars(c)), None)
         if ours is None:
@@ -285,7 +258,7 @@ class _Methods:
             else:
                 attributes[attribute] = MethodType(getattr(base, name), owner)
         if made is ours:  # else somebody's class over it goes on, ours passing straight through
-            owner.__class__ = base
+            object.__setattr__(owner, "__class__", base)
 
 
 class _Hook:

@@ -46,7 +46,7 @@ def received_attention(
     _check(query, key)
     if logsumexp is not None and logsumexp.shape != query.shape[:3]:
         raise HiPruneError(
-            f"logsumexp: shape {tuple(logsumexp.shape)}, accepted is (B, H, N_q), "
+            f"logsumexp: shape {tuple(logsumexp.shape)}, expected (B, H, N_q), "
             f"{tuple(query.shape[:3])}"
         )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -92,7 +92,7 @@ def received_attention_packed(
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != query.shape[1] or sorted(bounds) != bounds:
         raise HiPruneError(
-            f"cu_seqlens: {bounds}; accepted are ascending numbers from 0 to N = {query.shape[1]}"
+            f"cu_seqlens: {bounds}; expected ascending numbers from 0 to N = {query.shape[1]}"
         )
     for start, stop in itertools.pairwise(bounds):
         starts.setdefault(stop - start, []).append(start)
@@ -145,16 +145,15 @@ def _check(query: Tensor, key: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key)):
         if tensor.ndim != 4 or 0 in tensor.shape or not tensor.is_floating_point():
             raise HiPruneError(
-                f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}, accepted is a floating "
+                f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}, expected a floating "
                 "tensor (B, H, N, D) without an empty dimension"
             )
     if (*query.shape[:2], query.shape[3]) != (*key.shape[:2], key.shape[3]):
         raise HiPruneError(
-            f"key: shape {tuple(key.shape)}, accepted is that of query, {tuple(query.shape)}, but "
+            f"key: shape {tuple(key.shape)}, expected that of query, {tuple(query.shape)}, but "
             "for the number of tokens"
         )
     if (key.device, key.dtype) != (query.device, query.dtype):
         raise HiPruneError(
-            f"key: {key.dtype} on {key.device}, accepted is query's, {query.dtype} on "
-            f"{query.device}"
+            f"key: {key.dtype} on {key.device}, expected query's, {query.dtype} on {query.device}"
         )

@@ -69,11 +69,20 @@ def column_sums(
     }
     with torch.cuda.device(key.device) if key.is_cuda else nullcontext():
         if logsumexp is None:
-            grid = (triton.cdiv(n_query, own), batch * heads)
+            grid = _grid(n_query, own, batch * heads)
             _row_logsumexp[grid](query, key, lse, start, stop, *sizes, **constants)
-        grid = (triton.cdiv(tokens, own), batch * heads)
+        grid = _grid(tokens, own, batch * heads)
         _column_sums[grid](query, key, lse, sums, start, stop, *sizes, **constants)
     return sums
+
+
+def _grid(rows: int, own: int, heads: int) -> tuple[int]:
+    """A program for each ``own`` rows of each head, one head after the other.
+
+    In one dimension, which holds 2**31 - 1 programs: CUDA's second and third hold 65,535, fewer
+    than the heads of many windows.
+    """
+    return (triton.cdiv(rows, own) * heads,)
 
 
 def _segments(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
@@ -97,6 +106,14 @@ def _tiles(dtype: torch.dtype, dim: int) -> tuple[int, int, int, int]:
     if dtype == torch.float32:
         return (64, 32, 4, 2) if dim <= 128 else (32, 32, 4, 2)
     return (128, 64, 4, 3) if dim <= 128 else (64, 64, 4, 2)
+
+
+@triton.jit
+def _mine(total, OWN: tl.constexpr):
+    """The program's head and its rows, which may go beyond ``total``."""
+    place = tl.program_id(0)
+    tiles = tl.cdiv(total, OWN)
+    return (place // tiles).to(tl.int64), place % tiles * OWN + tl.arange(0, OWN)
 
 
 @triton.jit
@@ -173,10 +190,9 @@ def _row_logsumexp(
     OWN: tl.constexpr, WALKED: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: a program owns OWN queries of one head and walks over their keys."""
-    head = tl.program_id(1).to(tl.int64)
+    head, rows = _mine(n_query, OWN)
     query += head // heads * q_batch + head % heads * q_head
     key += head // heads * k_batch + head % heads * k_head
-    rows = tl.program_id(0) * OWN + tl.arange(0, OWN)
     there = rows < n_query
     own = _load(query, rows, q_row, n_query, 0, MAIN, DIM, True)
     own_rest = own
@@ -225,11 +241,10 @@ def _column_sums(
     OWN: tl.constexpr, WALKED: tl.constexpr,
 ):  # fmt: skip
     """Pass 2: a program owns OWN keys of one head and walks over the queries that see them."""
-    head = tl.program_id(1).to(tl.int64)
+    head, rows = _mine(tokens, OWN)
     query += head // heads * q_batch + head % heads * q_head
     key += head // heads * k_batch + head % heads * k_head
     lse += head * n_query
-    rows = tl.program_id(0) * OWN + tl.arange(0, OWN)
     there = rows < tokens
     own = _load(key, rows, k_row, tokens, 0, MAIN, DIM, True)
     own_rest = own

@@ -19,7 +19,7 @@ from hiprune.models.prompt import ImageSpan, PromptPlan, ShrunkPrompt, images_of
 from hiprune.models.transformers_version import require_transformers
 from torch import Tensor
 
-from hiprune.config import HiPruneConfig
+from hiprune.config import FAMILIES, Family, HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.selection import TokenSelection
@@ -31,8 +31,15 @@ ADAPTERS: dict[tuple[str, str], Any] = {}
 ENCODERS: dict[str, Any] = {}
 
 
-def register(package: str, *classes: str, encoders: tuple[str, ...] = ()) -> Callable[[type], type]:
+def register(
+    package: str,
+    *classes: str,
+    families: tuple[Family, ...] = (),
+    encoders: tuple[str, ...] = (),
+) -> Callable[[type], type]:
     """Class decorator: an adapter for models of these classes, and for these vision encoders.
+
+    The families, with their defaults, join :data:`hiprune.config.FAMILIES`.
 
     An adapter of models has ``family(model)``, their family's name, and ``patch(model, config)``,
     which returns the handle; one of encoders ``run`` and ``extra_tokens``, as
@@ -43,6 +50,7 @@ def register(package: str, *classes: str, encoders: tuple[str, ...] = ()) -> Cal
         made = adapter()
         ADAPTERS.update({(package, name): made for name in classes})
         ENCODERS.update(dict.fromkeys(encoders, made))
+        FAMILIES.update({family.name: family for family in families})
         return adapter
 
     return add
@@ -117,16 +125,24 @@ class Transformers:
         unused: inputs that count the unpruned prompt, and that a prompt of embeddings needs not.
         keeps_positions: do kept tokens keep their positions (M-RoPE)? Else those of a shortened
             prompt are consecutive.
+        takes_both: does forward take embeddings beside ids (and pixels)? Else it is an error.
     """
 
     kinds: tuple[Kind, ...] = ()
     unused: tuple[str, ...] = ("token_type_ids", "mm_token_type_ids", "cache_position")
     keeps_positions = False
+    takes_both = False
 
     # What a family says.
 
     def family(self, model: Any) -> str:
         """Name of the family, as in :data:`hiprune.config.FAMILIES`."""
+        raise NotImplementedError
+
+    def size(self, model: Any) -> dict[str, int]:
+        """What defaults depend on: ``layers`` of the tower, and the most ``tokens`` of an image
+        where all have the same.
+        """
         raise NotImplementedError
 
     def tower(self, model: Any, config: HiPruneConfig) -> Any:
@@ -167,8 +183,10 @@ class Transformers:
     def patch(self, model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
         """Apply HiPrune to a model; see :func:`hiprune.apply`."""
         require_transformers()
-        name = self.family(model)
-        config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
+        name, size = self.family(model), self.size(model)
+        config = (
+            HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
+        )
         tower = self.tower(model, config)
         handle = PruneHandle(model, config, name, self)
         try:
@@ -200,12 +218,9 @@ class Transformers:
             bool((ids == getattr(model.config, kind.token)).any()) for kind in self.kinds
         )
 
-    def run_as_text(self, model: Any, handle: PruneHandle, arguments: dict[str, Any]) -> None:
-        """Placeholders without pixels are the model's own business; say so once."""
-        if not getattr(handle, "warned", False) and self.has_placeholders(
-            model, arguments.get("input_ids")
-        ):
-            handle.warned = True
+    def run_as_text(self, model: Any, arguments: dict[str, Any]) -> None:
+        """Placeholders without pixels are the model's own business; say so."""
+        if self.has_placeholders(model, arguments.get("input_ids")):
             warnings.warn(
                 f"input_ids: image placeholders without {self.kinds[0].pixels} run as they are, as "
                 "in the unpatched model; nothing of them is pruned",
@@ -234,6 +249,12 @@ class Transformers:
                 f"attention_mask: {f'shape {shape}' if isinstance(shape, tuple) else shape}; "
                 f"expected that of input_ids, {tuple(ids.shape)}"
             )
+        if (
+            wanted is not None
+            and arguments.get("inputs_embeds") is not None
+            and not self.takes_both
+        ):
+            raise HiPruneError("inputs_embeds beside input_ids and pixels; expected one of the two")
         self.check(model, arguments)
 
         # What is read on the host is read here, before the tower runs.
@@ -304,14 +325,18 @@ def _given(pixels: Any) -> bool:
 def consecutive(positions: Tensor, prompt: ShrunkPrompt) -> Tensor:
     """(B, T) positions given for the unpruned prompt -> (B, T'), without gaps where tokens went.
 
-    Where they start anew (packed prompts), or step otherwise than by one, so do these.
+    They go on by the steps that the given ones make, and start anew where these do (packed
+    prompts).
     """
     columns, real = prompt.columns.to(positions.device), prompt.real.to(positions.device)
-    kept = positions.gather(-1, columns)
-    step, given = columns.diff(dim=1), kept.diff(dim=1)
-    found = torch.nn.functional.pad(torch.where(given == step, 1, given), (1, 0)).cumsum(1)
-    first = real.int().argmax(1, keepdim=True)
-    found = found - found.gather(1, first) + kept.gather(1, first)
+    step = torch.nn.functional.pad(positions.diff(dim=1), (1, 0))
+    prompts = (step <= 0).cumsum(1)  # (B, T): how often they have started anew
+    kept, step, prompts = (each.gather(1, columns) for each in (positions, step, prompts))
+    anew = torch.nn.functional.pad((prompts.diff(dim=1) != 0) | real.diff(dim=1), (1, 0), value=1)
+    count = step.masked_fill(anew, 0).cumsum(1)
+    places = torch.arange(columns.shape[1], device=columns.device).expand_as(columns)
+    start = places.masked_fill(~anew, 0).cummax(1).values  # where each position's run began
+    found = count - count.gather(1, start) + kept.gather(1, start)
     return found.masked_fill(~real, 0)
 
 

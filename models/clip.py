@@ -83,11 +83,12 @@ class ClipTower:
             number: ScoredLayer(layers[number - 1].self_attn, ("q_proj", "k_proj"), function)
             for number in sorted({self.config.object_layer, self.output_layer})
         }
-        handle.placed(self.capture.attach(scored))
         for attention in [layer.self_attn for layer in layers] if self.tuples else []:
             own = "forward" in vars(attention) and not hasattr(attention, "_hf_hook")
             if not own and type(attention).__module__.startswith("transformers."):
-                handle.patch(attention, _Attention, self)  # somebody's own may have any kernel
+                # Somebody's own may have any kernel.
+                handle.patch(attention, _Attention, self, anew=True)
+        handle.placed(self.capture.attach(scored))
         for layer in layers[self.output_layer - 1 :]:
             handle.patch(layer, _Layer, self)
 

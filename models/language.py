@@ -92,7 +92,7 @@ class LanguageModel(Part):
         if not adapter.has_pixels(arguments):
             short = getattr(cache, _MARK, None)
             if cached == 0:
-                adapter.run_as_text(model, handle, arguments)
+                adapter.run_as_text(model, arguments)
             elif short is not None:
                 _go_on(adapter, arguments, short, cached)
             return original(**arguments)
@@ -140,7 +140,7 @@ class LanguageModel(Part):
                 "ids; expected the whole conversation without a cache"
             )
         if not adapter.has_pixels(arguments):
-            adapter.run_as_text(model, handle, arguments)
+            adapter.run_as_text(model, arguments)
             with _running(_Generation(handle)):
                 return original(**arguments)
 
@@ -258,16 +258,21 @@ def _go_on(adapter: Any, arguments: dict[str, Any], short: ShortPrompt, cached: 
 
 
 def _shorten_labels(arguments: dict[str, Any], prompt: ShrunkPrompt) -> None:
+    """Labels, and those that are shifted already, of T positions -> of T'."""
+    columns, real = prompt.columns, prompt.real
     if arguments.get("labels") is not None:
-        arguments["labels"] = prompt.take(arguments["labels"], padding=-100)
+        found = prompt.take(arguments["labels"], padding=-100)
+        # Padding that is new in front of a prompt does not make its first token a target.
+        arguments["labels"] = found.masked_fill((columns == 0).to(found.device), -100)
     shifted = arguments.get("shift_labels")
     if shifted is not None:
-        # Each kept position's is the label of the next kept one: what stands one before that one.
-        after = torch.nn.functional.pad(prompt.columns[:, 1:] - 1, (0, 1), value=0)
-        alone = ~torch.nn.functional.pad(prompt.real[:, 1:], (0, 1), value=False)
-        columns = torch.where(alone, prompt.columns, after.clamp(min=0)).to(shifted.device)
-        found = shifted.gather(1, columns)
-        arguments["shift_labels"] = found.masked_fill(~prompt.real.to(shifted.device), -100)
+        # A position's target is the next kept one's label, which stands one before that one; the
+        # last position keeps its own.
+        after, follows = (torch.nn.functional.pad(x[:, 1:], (0, 1)) for x in (columns, real))
+        place = torch.where(follows, after - 1, columns)
+        found = shifted.gather(1, place.clamp(min=0).to(shifted.device))
+        nothing = (place < 0) | ~(follows | real)
+        arguments["shift_labels"] = found.masked_fill(nothing.to(found.device), -100)
 
 
 def _complete(output: Any, shrunk: Any) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from hiprune.models.base import register
 from hiprune.models.clip import ClipTower, pass_of
-from hiprune.models.views import max_views
+from hiprune.models.views import FAMILIES, max_views, tower_size
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
@@ -32,7 +32,7 @@ from hiprune.errors import HiPruneError
 from hiprune.handle import STATE, Part, PruneHandle
 
 
-@register("llava", "LlavaMetaForCausalLM")
+@register("llava", "LlavaMetaForCausalLM", families=FAMILIES)
 class LlavaPackage:
     """The adapter."""
 
@@ -43,14 +43,16 @@ class LlavaPackage:
 
     def patch(self, model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
         """Apply HiPrune to a model of the `llava` package; see :func:`hiprune.apply`."""
-        name = self.family(model)
-        config = HiPruneConfig.from_env(name) if config is None else config.resolve(name)
-        clip, views = _loaded_tower(model), 1
+        name, clip, views = self.family(model), _loaded_tower(model), 1
         if name == "llava_next":
             pinpoints = model.config.image_grid_pinpoints  # [[width, height], ...], or that as text
             if isinstance(pinpoints, str):
                 pinpoints = ast.literal_eval(pinpoints)
             views = max_views(pinpoints, clip.config.image_size)
+        size = tower_size(clip, views)
+        config = (
+            HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
+        )
         tower = ClipTower(clip.vision_tower, clip.select_layer, config, views)
         handle = PruneHandle(model, config, name, self)
         try:

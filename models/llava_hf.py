@@ -14,7 +14,7 @@ import torch
 from hiprune.models.base import Encoded, Kind, Transformers, register
 from hiprune.models.clip import ClipTower
 from hiprune.models.prompt import ImageSpan
-from hiprune.models.views import max_views
+from hiprune.models.views import FAMILIES, max_views, tower_size
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
@@ -23,7 +23,12 @@ from hiprune.handle import PruneHandle
 from hiprune.selection import TokenSelection
 
 
-@register("transformers", "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
+@register(
+    "transformers",
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    families=FAMILIES,
+)
 class LlavaHf(Transformers):
     kinds = (Kind(1, "image", "pixel_values", "image_sizes", "image_token_id"),)
 
@@ -31,10 +36,12 @@ class LlavaHf(Transformers):
         """ "llava_next" where images are cut into views, "llava" elsewhere."""
         return "llava_next" if _pinpoints(model) is not None else "llava"
 
+    def size(self, model: Any) -> dict[str, int]:
+        return tower_size(_clip(model.model), _max_views(model))
+
     def tower(self, model: Any, config: HiPruneConfig) -> ClipTower:
-        vision, pinpoints = _clip(model.model), _pinpoints(model)
-        views = 1 if pinpoints is None else max_views(pinpoints, vision.config.image_size)
-        return ClipTower(vision, model.config.vision_feature_layer, config, views)
+        layer = model.config.vision_feature_layer
+        return ClipTower(_clip(model.model), layer, config, _max_views(model))
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
         handle.tower.patch(handle, model.model.vision_tower)
@@ -157,6 +164,12 @@ def _placeholders(model: Any, tokens: int, views: Sequence[int], sizes: Any) -> 
 
 def _pinpoints(model: Any) -> list | None:
     return getattr(model.config, "image_grid_pinpoints", None)
+
+
+def _max_views(model: Any) -> int:
+    pinpoints = _pinpoints(model)
+    side = model.model.vision_tower.config.image_size
+    return 1 if pinpoints is None else max_views(pinpoints, side)
 
 
 def _clip(inner: Any) -> Any:

@@ -18,22 +18,30 @@ from hiprune.models.qwen2_5_vl_tower import WindowedTower, flat_indices, maps
 from hiprune.models.transformers_version import require_transformers
 from torch import Tensor
 
-from hiprune.config import HiPruneConfig
+from hiprune.config import Family, HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 
 
-@register("transformers", "Qwen2_5_VLForConditionalGeneration", encoders=("qwen2_5_vl_vision",))
+@register(
+    "transformers",
+    "Qwen2_5_VLForConditionalGeneration",
+    families=(Family("qwen2_5_vl", "HIPRUNE_QWEN_RETENTION", 0.334, 1.0, 16, encoder_layers=32),),
+    encoders=("qwen2_5_vl_vision",),
+)
 class Qwen25VL(Transformers):
     kinds = (
         Kind(1, "image", "pixel_values", "image_grid_thw", "image_token_id"),
         Kind(2, "video", "pixel_values_videos", "video_grid_thw", "video_token_id"),
     )
     unused = (*Transformers.unused, "second_per_grid_ts")
-    keeps_positions = True
+    keeps_positions = takes_both = True
 
     def family(self, model: Any) -> str:
         return "qwen2_5_vl"
+
+    def size(self, model: Any) -> dict[str, int]:
+        return {"layers": len(model.model.visual.blocks)}
 
     def tower(self, model: Any, config: HiPruneConfig) -> WindowedTower:
         return WindowedTower(model.model.visual, config)

@@ -17,8 +17,7 @@ from bench_settings import Settings, read_settings
 from make_tables import Table, read_tables, render
 from paper import UNPRUNED
 
-from hiprune.config import DEFAULT_ALPHA, FAMILIES
-from hiprune.environment import variables
+from hiprune.config import DEFAULT_ALPHA
 
 
 def plan(settings: Settings) -> list[Run]:
@@ -36,7 +35,7 @@ def plan(settings: Settings) -> list[Run]:
             )
             setting = f"retention-{budget}_alpha-{alpha:g}_layer-{layer}{variant}"
             config = replace(settings.config, retention=number(budget))
-            environment |= variables(config, FAMILIES[settings.benchmark.family])
+            environment |= config.variables(settings.benchmark.family)
         if settings.processes > 1 and not torch.cuda.is_available():
             environment["ACCELERATE_USE_CPU"] = "true"
         if settings.tiny:

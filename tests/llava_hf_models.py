@@ -198,9 +198,7 @@ def spatial_prompt(arguments: dict) -> dict:
 
 
 @torch.no_grad()
-def prompt_by_hand(
-    family: str, arguments: dict, features: list, labels=None, model=None
-) -> dict:
+def prompt_by_hand(family: str, arguments: dict, features: list, labels=None, model=None) -> dict:
     """Left-padded embeddings, mask and positions (and labels) of the pruned prompts."""
     embed = (load(family, "eager") if model is None else model).get_input_embeddings()
     features, rows, targets = iter(features), [], []

@@ -74,7 +74,7 @@ def test_one_budget_by_the_variable_of_the_family(tmp_path, script, arguments, n
 def test_a_bad_share_is_named(tmp_path, value):
     done = bench("bench_qwen.sh", "--tiny", HIPRUNE_QWEN_RETENTION=value, OUTPUT=str(tmp_path))
     assert done.returncode == 2
-    assert f"HIPRUNE_QWEN_RETENTION={value!r}: accepted is a number in (0, 1]" in done.stdout
+    assert f"HIPRUNE_QWEN_RETENTION={value!r}: expected a number in (0, 1]" in done.stdout
 
 
 def test_help_and_unknown_arguments():

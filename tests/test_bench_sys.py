@@ -312,8 +312,8 @@ def test_vision_part_of_qwen(main, tmp_path):
     [
         ("--model huge", "invalid choice: 'huge'"),
         ("", "model=None: accepted is one of llava-1.5-7b"),
-        ("--model tiny --retention 0", "retention=0: accepted is an int of at least 1"),
-        ("--model tiny --retention 1.5", "retention=1.5: accepted is"),
+        ("--model tiny --retention 0", "retention=0: expected an int of at least 1"),
+        ("--model tiny --retention 1.5", "retention=1.5: expected"),
         ("--model tiny --retention some", "'some': accepted is a whole number of tokens or"),
         ("--model tiny --retention 9 9", "accepted is each budget once"),
         ("--model tiny --repetitions 0", "'0': accepted is a whole number from 1"),

@@ -69,7 +69,7 @@ def test_a_budget_beyond_the_family_is_refused_on_load(loading, tmp_path, monkey
     assert launcher.main(["-m", loading, str(tmp_path / "out.json")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        "hiprune: HIPRUNE_RETENTION='577': accepted is an integer from 1 to 576 (tokens per image)"
+        "hiprune: HIPRUNE_RETENTION='577': expected an integer from 1 to 576 (tokens per image)"
     )
     assert not (tmp_path / "out.json").exists()
     assert builder.load_pretrained_model is before
@@ -85,7 +85,7 @@ def test_a_bad_variable_ends_it_before_the_module_runs(name, value, module, monk
     monkeypatch.setenv(name, value)
     assert launcher.main(["-m", module("raise AssertionError")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"hiprune: {name}={value!r}: accepted is ")
+    assert error.startswith(f"hiprune: {name}={value!r}: expected ")
     assert error.count("\n") == 1
 
 
@@ -141,7 +141,7 @@ def test_a_model_that_is_not_llavas_is_refused(module, monkeypatch, capsys):
     monkeypatch.setattr(builder, "load_pretrained_model", lambda *_, **__: (0, model, 0, 0))
     text = "from llava.model.builder import load_pretrained_model as load; load('x', None, 'x')"
     assert launcher.main(["-m", module(text)]) == 1
-    assert "Other; accepted is an instance of llava's" in capsys.readouterr().err
+    assert "Other; expected an instance of llava's" in capsys.readouterr().err
 
 
 def test_without_the_llava_package(module, monkeypatch, capsys):

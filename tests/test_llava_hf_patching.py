@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -185,9 +184,6 @@ def test_placeholders_without_pixels_run_as_they_are(run, family):
     with hiprune.prune(model, config(15)) as pruned:
         with pytest.warns(UserWarning, match="placeholders without pixel_values"):
             found = run(model, arguments)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # once
-            run(model, arguments)
     assert pruned.selections == []
     assert torch.equal(getattr(found, "logits", found), getattr(expected, "logits", expected))
 

@@ -14,8 +14,6 @@ import torch
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError, select_tokens
-from hiprune.config import FAMILIES
-from hiprune.environment import variables
 from hiprune.methods import METHODS, NEEDS, Images, method_of
 from hiprune.neighbours import SHAPES, neighbours
 
@@ -188,9 +186,9 @@ def test_threads_draw_what_one_after_the_other_draws(monkeypatch):
     expected = sorted(draws(random(3), 40))
     method, start, generator = random(3), threading.Barrier(8), torch.Generator
 
-    def slowly(device):
-        time.sleep(0.05)
-        return generator(device)
+    def slowly(*device):
+        time.sleep(0.02)
+        return generator(*device)
 
     def work(_):
         start.wait()
@@ -232,15 +230,15 @@ def test_cls_keeps_the_most_attended_of_the_output_layer():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "best"}, "method='best': accepted is one of 'hiprune', 'random', 'uniform'"),
-        ({"score": "CLS"}, "score='CLS': accepted is one of 'global', 'cls'"),
-        ({"buffer": None}, "buffer=None: accepted is one of 'cross', 'square'"),
-        ({"neighborhood": "torus"}, "neighborhood='torus': accepted is one of 'flat', 'grid'"),
-        ({"registers": "no"}, "registers='no': accepted is one of True, False"),
-        ({"registers": 1}, "registers=1: accepted is one of True, False"),
-        ({"seed": -1}, "seed=-1: accepted is an integer from 0"),
+        ({"method": "best"}, "method='best': expected one of 'hiprune', 'random', 'uniform'"),
+        ({"score": "CLS"}, "score='CLS': expected one of 'global', 'cls'"),
+        ({"buffer": None}, "buffer=None: expected one of 'cross', 'square'"),
+        ({"neighborhood": "torus"}, "neighborhood='torus': expected one of 'flat', 'grid'"),
+        ({"registers": "no"}, "registers='no': expected one of True, False"),
+        ({"registers": 1}, "registers=1: expected one of True, False"),
+        ({"seed": -1}, "seed=-1: expected an integer from 0"),
         ({"seed": 1.5}, "seed=1.5"),
-        ({"method": "random", "buffer": "row"}, "buffer='row' with method='random': accepted"),
+        ({"method": "random", "buffer": "row"}, "buffer='row' with method='random': expected"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
@@ -275,12 +273,12 @@ def test_variables_that_exclude_each_other_are_named():
 def test_variables_and_configuration_are_two_spellings_of_one():
     for changed in ({"method": "random", "seed": 3}, {"registers": False, "alpha": 0.3}):
         config = HiPruneConfig(64, object_layer=5, **changed)
-        environ = variables(config, FAMILIES["llava"])
+        environ = config.variables("llava")
         assert HiPruneConfig.from_env("llava", environ) == config
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "accepted"),
+    ("name", "text", "expected"),
     [
         ("HIPRUNE_METHOD", "", "one of hiprune, random, uniform, cls"),
         ("HIPRUNE_SCORE", "Global", "one of global, cls"),
@@ -291,6 +289,6 @@ def test_variables_and_configuration_are_two_spellings_of_one():
         ("HIPRUNE_SEED", "1_0", "an integer from 0 to"),
     ],
 )
-def test_bad_variables_are_named(name, text, accepted):
-    with pytest.raises(HiPruneError, match=f"^{name}={text!r}: accepted is {accepted}"):
+def test_bad_variables_are_named(name, text, expected):
+    with pytest.raises(HiPruneError, match=f"^{name}={text!r}: expected {expected}"):
         HiPruneConfig.from_env("llava", {name: text})

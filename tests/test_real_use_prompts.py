@@ -117,9 +117,7 @@ def test_prompts_packed_into_one_row(family, rows):
     prompts = [family.inputs(model, [1], first=number) for number in (0, 1)]
     positions = [positions_of(family, model, prompt) for prompt in prompts]
     if family.name == "qwen2_5_vl" and rows == 4:  # in front, the row that counts text alone
-        positions = [
-            torch.cat([torch.arange(p.shape[-1]).expand(1, 1, -1), p]) for p in positions
-        ]
+        positions = [torch.cat([torch.arange(p.shape[-1]).expand(1, 1, -1), p]) for p in positions]
     elif rows == 4:
         pytest.skip("models without M-RoPE have one row of positions")
     if family.name == "llava_next":  # filled up to the most views
@@ -158,10 +156,12 @@ def test_prompts_packed_into_one_row(family, rows):
 
 def _stacked(images):
     most = max(map(len, images))
-    return torch.stack([
-        torch.cat([image, image.new_zeros(most - len(image), *image.shape[1:])])
-        for image in images
-    ])
+    return torch.stack(
+        [
+            torch.cat([image, image.new_zeros(most - len(image), *image.shape[1:])])
+            for image in images
+        ]
+    )
 
 
 @over_transformers

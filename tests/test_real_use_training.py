@@ -132,7 +132,9 @@ def test_gradient_checkpointing_changes_no_gradient(family, reentrant, late):
 def test_generate_keeps_nothing_for_a_backward_pass(family):
     model = family.model()
     arguments, kept = family.inputs(model, [1, 2]), []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t)
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.shape) or t, lambda t: t
+    )
     with hiprune.prune(model, family.config(family.third)), hooks:
         family.answer(model, arguments)
     assert not kept
@@ -144,9 +146,7 @@ def lora(family, model, targets, **more):
     torch.manual_seed(0)
     names = targets.get(family.name, targets["llava"])
     modules = [
-        name
-        for name, _ in family.tower(model).named_modules()
-        if name.rpartition(".")[2] in names
+        name for name, _ in family.tower(model).named_modules() if name.rpartition(".")[2] in names
     ]
     prefix = next(n for n, m in model.named_modules() if m is family.tower(model))
     made = peft.LoraConfig(

@@ -50,7 +50,7 @@ def test_log_sum_exp_given():
     known = (query @ key.transpose(-1, -2) * 0.3).logsumexp(dim=-1)
     found = received_attention(query, key, scale=0.3, logsumexp=known)
     torch.testing.assert_close(found, received_attention(query, key, scale=0.3))
-    with pytest.raises(HiPruneError, match=r"logsumexp: shape \(2, 3\), accepted is"):
+    with pytest.raises(HiPruneError, match=r"logsumexp: shape \(2, 3\), expected"):
         received_attention(query, key, logsumexp=known[..., 0])
 
 
@@ -72,7 +72,7 @@ def test_float32_whatever_the_surroundings():
 @pytest.mark.parametrize("wrong", [[0, 25, 49], [1, 50], [0, 30, 20, 50], [0, 51]])
 def test_packed_segments_have_to_add_up(wrong):
     query = heads(1, 3, 50, 16)[0]
-    with pytest.raises(HiPruneError, match=r"cu_seqlens: \[.*\]; accepted are .* 0 to N = 50"):
+    with pytest.raises(HiPruneError, match=r"cu_seqlens: \[.*\]; expected .* 0 to N = 50"):
         received_attention_packed(query, query, torch.tensor(wrong))
 
 

@@ -119,16 +119,97 @@ def test_compiles_for_gpus_that_are_not_here():
         assert kernel["products"] == ("wgmma" if kernel["capability"] == 90 else "mma.sync"), kernel
 
 
-def test_without_triton_torch_computes_and_the_log_says_so_once(monkeypatch, caplog):
+@pytest.fixture
+def untried(monkeypatch):
+    """As in a process that has not computed any score."""
+    monkeypatch.setattr(triton_support, "_wrong", set())
+    triton_support._tried.cache_clear()
+    yield
+    triton_support._tried.cache_clear()
+
+
+def runs_here(dtype, dim=64):
+    return triton_support._runs_on(torch.device(DEVICE), dtype, dim)
+
+
+@pytest.mark.parametrize("dim", [64, 80])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_first_use_finds_the_kernel_right(untried, dtype, dim, monkeypatch, caplog):
+    found, compare = [], triton_support._difference
+    monkeypatch.setattr(
+        triton_support, "_difference", lambda *of: found.append(compare(*of)) or found[-1]
+    )
+    state = torch.get_rng_state()
+    assert runs_here(dtype, dim) and runs_here(dtype, dim)
+    (difference,) = found  # the first use alone
+    assert difference < 5e-5
+    assert torch.equal(torch.get_rng_state(), state)  # nobody's draws change
+    assert not caplog.records
+
+
+def one_neighbour_more(first, last, places):
+    """In place of `_inside`: each segment sees the token after it."""
+    return (places[None, :] >= first[:, None]) & (places[None, :] <= last[:, None])
+
+
+SPOILT = {
+    "segments run over": ("_inside", one_neighbour_more),
+    "columns are left out": ("_split", lambda dim: (64, 0)),
+    "nothing but NaN": ("LOG2_E", float("nan")),
+}
+
+
+@pytest.mark.skipif(ON_GPU, reason="spoils the kernel in the interpreter")
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_kernel_that_computes_something_else_is_told_once_and_left(
+    untried, how, monkeypatch, caplog
+):
+    from hiprune import scores_triton
+
+    name, spoilt = SPOILT[how]
+    monkeypatch.setattr(scores_triton, name, spoilt)
+    with caplog.at_level(logging.WARNING):
+        for dtype in (torch.float32, torch.float16, torch.float32):
+            assert not runs_here(dtype, 80)  # what is wrong in one type is relied on in none
+    (record,) = caplog.records
+    assert "computed by torch on cpu" in record.getMessage()
+    assert "kernel's differ by" in record.getMessage()
+
+
+def test_more_heads_than_a_grids_second_dimension_holds(monkeypatch):
+    """65,535 on CUDA; the first holds 2**31 - 1."""
+    from hiprune import scores_triton
+
+    grids = []
+
+    class Launches:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **kwargs: None
+
+    for kernel in ("_row_logsumexp", "_column_sums"):
+        monkeypatch.setattr(scores_triton, kernel, Launches())
+    query = torch.zeros(5000, 16, 70, 16, device=DEVICE)  # 80,000 heads of two tiles
+    scores_triton.column_sums(query[:, :, :40], query, 0.25)
+    assert grids == [(80_000,), (160_000,)]
+
+
+def test_every_head_and_tile_has_its_program():
+    """Sizes that differ in everything: a program that took another's place would show."""
+    query, key = (heads(3, 2, tokens, 16, seed=tokens).to(DEVICE) for tokens in (150, 200))
+    found = column_sums(query, key, 0.25).mean(dim=1) / 150
+    expected = received_attention_reference(query, key, 0.25).float()
+    torch.testing.assert_close(found, expected, rtol=5e-5, atol=1e-8)
+
+
+def test_without_triton_torch_computes_and_the_log_says_so_once(untried, monkeypatch, caplog):
     def missing():
         raise ImportError("No module named 'triton'")
 
     monkeypatch.setattr(triton_support, "require_triton", missing)
-    triton_support._runs_on.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert not triton_support._runs_on(torch.device("cuda", 0), torch.float16, 64)
-    triton_support._runs_on.cache_clear()
     (record,) = caplog.records
     assert "computed by torch on cuda:0" in record.getMessage()
     assert "No module named 'triton'" in record.getMessage()
@@ -137,7 +218,7 @@ def test_without_triton_torch_computes_and_the_log_says_so_once(monkeypatch, cap
 @pytest.mark.parametrize("version", ["2.3.1", "1.0"])
 def test_an_old_triton_is_named(monkeypatch, version):
     monkeypatch.setattr(triton, "__version__", version)
-    with pytest.raises(ImportError, match=f"triton {version}: accepted is 3.0 or newer"):
+    with pytest.raises(ImportError, match=f"triton {version}: expected 3.0 or newer"):
         triton_support.require_triton()
 
 

@@ -86,7 +86,7 @@ def _released(subject: Subject, inputs: Inputs, config: HiPruneConfig) -> Iterat
     Eager attention; column means of two of the maps; the projector on all tokens, then the choice.
     """
     model = subject.model
-    config = config.resolve(subject.family)
+    config = config.resolve(subject.family, layers=subject.request.architecture.vision.layers)
     if subject.is_llava_package:
         tower, projector = model.get_vision_tower().vision_tower, model.get_model().mm_projector
     else:

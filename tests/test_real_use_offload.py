@@ -1,0 +1,199 @@
+"""accelerate's hooks and torch.compile, put on before apply or over it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, over_families
+from family import close, error_of, forward, right_or_refused
+
+import hiprune
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BATCH = [1, 2]
+accelerate = pytest.importorskip("accelerate")
+
+
+@pytest.fixture(autouse=True)
+def _no_state_of_accelerate():
+    """Which it keeps for the process."""
+    yield
+    accelerate.state.AcceleratorState._reset_state(True)
+    accelerate.state.GradientState._reset_state()
+
+
+@over_families
+def test_prepared_for_bf16_after_apply(family):
+    """remove() takes ours off, not accelerate's autocast; unwrapping goes on working."""
+    model = family.model().float()
+    arguments = as_float(family.inputs(model, BATCH))
+    whole = forward(model, arguments).logits
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    right = forward(accelerator.prepare(family.model().float()), arguments).logits
+    assert not torch.equal(right, whole)
+
+    handle = hiprune.apply(model, family.config(family.third))
+    pruned = forward(model, arguments).logits
+    prepared = accelerator.prepare(model)
+    assert forward(prepared, arguments).logits.shape == pruned.shape
+    handle.remove()
+    assert torch.equal(forward(prepared, arguments).logits, right)
+    back = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    assert torch.equal(forward(back, arguments).logits, whole)
+
+
+@over_families
+def test_unwrapped_while_applied(family):
+    model = family.model().float()
+    arguments = as_float(family.inputs(model, BATCH))
+    whole = forward(model, arguments).logits
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    handle = hiprune.apply(model, family.config(family.third))
+    pruned = forward(model, arguments).logits
+    back = accelerator.unwrap_model(accelerator.prepare(model), keep_fp32_wrapper=False)
+    assert torch.equal(forward(back, arguments).logits, pruned)
+    handle.remove()
+    assert torch.equal(forward(back, arguments).logits, whole)
+
+
+@over_families
+def test_prepared_before_apply(family):
+    model = family.model().float()
+    arguments = as_float(family.inputs(model, BATCH))
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    prepared = accelerator.prepare(model)
+    right = forward(prepared, arguments).logits
+    with hiprune.prune(model, family.config(family.third)) as handle:
+        forward(prepared, arguments)
+        assert handle.selections
+    assert torch.equal(forward(prepared, arguments).logits, right)
+
+
+def as_float(arguments):
+    def turn(value):
+        if isinstance(value, list):
+            return [turn(part) for part in value]
+        return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+
+    return {name: turn(value) for name, value in arguments.items()}
+
+
+@over_families
+def test_offloaded_over_the_patch_then_removed(family):
+    """Hooks on, remove(), hooks off: the model is unpatched, and can be patched again."""
+    from accelerate.hooks import remove_hook_from_submodules
+
+    model, other, cpu = family.model(), family.model(), torch.device("cpu")
+    arguments = family.inputs(model, BATCH)
+    whole = forward(model, arguments).logits
+    accelerate.cpu_offload(other, execution_device=cpu)
+    if error_of(lambda: forward(other, arguments)):
+        pytest.skip(
+            "nor does the unpatched model run offloaded: it asks its weights where they are"
+        )
+    handle = hiprune.apply(model, family.config(family.third))
+    pruned = forward(model, arguments).logits
+    accelerate.cpu_offload(model, execution_device=cpu)
+    close(forward(model, arguments).logits, pruned, exact=True)
+    handle.remove()
+    close(forward(model, arguments).logits, whole, exact=True)
+    remove_hook_from_submodules(model)
+    close(forward(model, arguments).logits, whole, exact=True)
+    with hiprune.prune(model, family.config(family.third)):
+        close(forward(model, arguments).logits, pruned, exact=True)
+    close(forward(model, arguments).logits, whole, exact=True)
+
+
+@over_families
+@pytest.mark.parametrize("off_first", [True, False])
+def test_a_hook_added_over_the_patch_stays(family, off_first):
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    class Counting(ModelHook):
+        seen = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            type(self).seen += 1
+            return args, kwargs
+
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    whole = forward(model, arguments).logits
+    layer = family.layers(model)[-1 if family.name == "qwen2_5_vl" else -2]
+    handle = hiprune.apply(model, family.config(family.third))
+    pruned = forward(model, arguments).logits
+    for module in (model, family.tower(model), layer, getattr(layer, family.attention)):
+        add_hook_to_module(module, Counting())
+    close(forward(model, arguments).logits, pruned)
+    assert Counting.seen == 4
+    modules = (model, family.tower(model), layer, getattr(layer, family.attention))
+    if off_first:
+        for module in modules:
+            remove_hook_from_module(module)
+        close(forward(model, arguments).logits, pruned, exact=True)
+        handle.remove()
+    else:
+        handle.remove()
+        close(forward(model, arguments).logits, whole, exact=True)
+        assert Counting.seen == 8
+        for module in modules:
+            remove_hook_from_module(module)
+    close(forward(model, arguments).logits, whole, exact=True)
+    with hiprune.prune(model, family.config(family.third)):
+        close(forward(model, arguments).logits, pruned, exact=True)
+
+
+# LLaVA-NeXT's tower is LLaVA's; compiling takes seconds.
+over_towers = pytest.mark.parametrize(
+    "family", [f for n, f in FAMILIES.items() if n != "llava_next"], ids=lambda f: f.name
+)
+
+
+@pytest.fixture
+def dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@over_towers
+@pytest.mark.parametrize("what", ["model", "tower", "layers"])
+def test_compiled_and_run_before_apply(family, what, dynamo):
+    """Dynamo does not look for hooks added later: pruned, or a message that says to apply first."""
+    model = family.model()
+    arguments = family.inputs(model, [1])
+    with hiprune.prune(model, family.config(family.third)):
+        right = forward(model, arguments).logits
+    compiled = {
+        "model": lambda: [model],
+        "tower": lambda: [family.tower(model)],
+        "layers": lambda: family.layers(model),
+    }[what]()
+    for module in compiled:
+        module.compile(backend="eager")
+    # Tracing a whole model takes half a minute: it is marked as compiled, and runs as it is.
+    torch.compiler.set_stance("force_eager" if what == "model" else "default")
+    try:
+        forward(model, arguments)
+
+        def run():
+            with hiprune.prune(model, family.config(family.third)):
+                return forward(model, arguments).logits
+
+        right_or_refused(run, lambda found: close(found, right), "compile")
+    finally:
+        torch.compiler.set_stance("default")
+
+
+@over_towers
+def test_compiled_under_the_patch(family, dynamo):
+    """The tower's layers compiled after apply: the same tokens, the same logits."""
+    model = family.model()
+    arguments = family.inputs(model, [1])
+    with hiprune.prune(model, family.config(family.third)):
+        right = forward(model, arguments).logits
+        for layer in family.layers(model):
+            layer.compile(backend="eager")
+        right_or_refused(
+            lambda: forward(model, arguments).logits, lambda found: close(found, right), "compile"
+        )

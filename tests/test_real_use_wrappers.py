@@ -1,0 +1,302 @@
+"""What people wrap models in, copy, save and hook them with, before or after apply."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+from families import over_families
+from family import close, forward, right_or_refused, state
+
+import hiprune
+from hiprune import HiPruneError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BATCH = [1, 2]
+
+
+def check_rows(family, model, arguments, found):
+    """Logits of a batch pruned to a third, against those by hand."""
+    rows = [
+        family.by_hand(model, row, family.third, 1)[0] for row in family.alone(arguments, BATCH)
+    ]
+    for line, row in zip(found, rows, strict=True):
+        close(line[-len(row) :], row)
+
+
+def disturb(model):
+    """Other weights, in place."""
+    torch.manual_seed(9)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * parameter.std().nan_to_num(0) * torch.randn_like(parameter)
+    return model
+
+
+@over_families
+def test_a_deep_copy_prunes_with_its_own_weights(family):
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    handle = hiprune.apply(model, family.config(family.third))
+    before, answer = forward(model, arguments).logits, family.answer(model, arguments)
+    copied, copied_handle = copy.deepcopy((model, handle))
+    assert copied_handle is not handle
+    disturb(copied)
+    found = forward(copied, arguments).logits
+    assert not torch.allclose(found, before)
+    chosen = [s.indices for s in copied_handle.selections]
+    assert family.answer(copied, arguments) != answer
+    close(forward(model, arguments).logits, before, exact=True)
+
+    copied_handle.remove()
+    check_rows(family, copied, arguments, found)
+    fresh = hiprune.apply(copied, family.config(family.third))
+    close(forward(copied, arguments).logits, found, exact=True)
+    close([s.indices for s in fresh.selections], chosen)
+    fresh.remove()
+    # And the original is none the worse.
+    close(forward(model, arguments).logits, before, exact=True)
+    handle.remove()
+    check_rows(family, model, arguments, before)
+
+
+@over_families
+def test_removing_from_the_original_leaves_the_copy_pruned(family):
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    whole = forward(model, arguments).logits
+    with hiprune.prune(model, family.config(family.third)):
+        before = forward(model, arguments).logits
+        copied = copy.deepcopy(model)
+    close(forward(model, arguments).logits, whole, exact=True)
+    close(forward(copied, arguments).logits, before, exact=True)
+    del model
+    gc.collect()
+    close(forward(copied, arguments).logits, before, exact=True)
+
+
+@over_families
+@pytest.mark.parametrize("way", ["torch.save", "pickle"])
+def test_saving_a_patched_model_whole(family, way):
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+
+    def through():
+        file = io.BytesIO()
+        if way == "pickle":
+            return pickle.loads(pickle.dumps(model))
+        torch.save(model, file)
+        return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+    through()  # works unpatched, before a run: transformers' own hooks come with the first
+    with hiprune.prune(model, family.config(family.third)):
+        loaded = []
+        right_or_refused(through, loaded.append, "remove()")
+    through()
+    with hiprune.prune(model, family.config(family.third)):
+        expected = forward(model, arguments).logits
+    for other in loaded:
+        close(forward(other, arguments).logits, expected)
+
+
+@over_families
+def test_weights_of_a_patched_model_are_saved_as_ever(family, tmp_path):
+    model = family.model()
+    before = model.state_dict()
+    with hiprune.prune(model, family.config(family.third)):
+        after = model.state_dict()
+        model.save_pretrained(tmp_path)
+    assert list(after) == list(before)
+    assert any(tmp_path.iterdir())
+
+
+@over_families
+@pytest.mark.parametrize("late", [True, False])
+def test_hooks_of_others_fire(family, late):
+    """On the tower, its output layer, that one's attention and MLP, the scored layer, the projector."""
+    model, fired = family.model(), []
+    arguments = family.inputs(model, BATCH)
+    layers = family.layers(model)
+    output = -1 if family.name == "qwen2_5_vl" else -2  # CLIP's features are the last but one's
+    modules = {
+        "tower": family.tower(model),
+        "output layer": layers[output],
+        "its attention": getattr(layers[output], family.attention),
+        "its mlp": layers[output].mlp,
+        "object layer": layers[family.object_layer - 1],
+        "scored projection": getattr(
+            getattr(layers[family.object_layer - 1], family.attention), family.scored[0]
+        ),
+        "projector": family.projector(model),
+    }
+
+    def hook():
+        for name, module in modules.items():
+            module.register_forward_pre_hook(lambda m, args, n=name: fired.append(("before", n)))
+            module.register_forward_hook(lambda m, args, out, n=name: fired.append(("after", n)))
+
+    with hiprune.prune(model, family.config(family.third)):
+        expected = forward(model, arguments).logits
+    if not late:
+        hook()
+    with hiprune.prune(model, family.config(family.third)):
+        if late:
+            hook()
+        found = forward(model, arguments).logits
+    close(found, expected)
+    assert {(when, name) for when in ("before", "after") for name in modules} == set(fired)
+
+
+@over_families
+@pytest.mark.parametrize("where", ["attention", "layer", "object layer"])
+def test_a_hook_that_changes_what_passes_is_heeded(family, where):
+    """As steering and adapters by hooks do; the hand-made forward has the same hooks."""
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    layers = family.layers(model)
+    layer = layers[-1 if family.name == "qwen2_5_vl" else -2]
+    layer = layers[family.object_layer - 1] if where == "object layer" else layer
+    module = getattr(layer, family.attention) if where == "attention" else layer
+
+    def change(module, args, out):
+        if isinstance(out, tuple):
+            return (1.5 * out[0], *out[1:])
+        return 1.5 * out
+
+    other = family.model()  # transformers' own hooks come with the first run, and come first then
+    with hiprune.prune(other, family.config(family.third)):
+        before = forward(other, arguments).logits
+    with hiprune.prune(model, family.config(family.third)):
+        module.register_forward_hook(change)
+        found = forward(model, arguments).logits
+    assert not torch.allclose(found, before)
+    check_rows(family, model, arguments, found)
+
+
+class Stop(Exception):
+    pass
+
+
+@over_families
+@pytest.mark.parametrize(
+    "what", ["__setattr__", "register_forward_hook", "register_forward_pre_hook"]
+)
+def test_apply_that_fails_half_way_changes_nothing(family, what, monkeypatch):
+    model = family.model()
+    forward(model, family.inputs(model, [1]))  # transformers' own hooks come with the first run
+    before, original = state(model), getattr(torch.nn.Module, what)
+    for at in range(100):
+        with monkeypatch.context() as patch:
+
+            def failing(self, *args, calls=iter(range(at, -1, -1)), **kwargs):  # noqa: B008
+                if next(calls, None) == 0:  # once; undoing may call it again
+                    raise Stop
+                return original(self, *args, **kwargs)
+
+            patch.setattr(torch.nn.Module, what, failing)
+            try:
+                handle = hiprune.apply(model, family.config(family.third))
+            except Stop:
+                handle = None
+        if handle is not None:
+            break
+        assert state(model) == before
+    assert handle is not None
+    handle.remove()
+    assert state(model) == before
+
+
+@over_families
+def test_a_removed_handle_holds_no_model(family):
+    """Nothing but references: no garbage collector is needed."""
+    model = family.model()
+    arguments = family.inputs(model, [1])
+    forward(model, arguments)
+    assert _gone([copy.deepcopy(model)]), "the unpatched model goes with its last reference"
+    handle = hiprune.apply(model, family.config(family.third))
+    forward(model, arguments)
+    family.answer(model, arguments)
+    handle.remove()
+    held = [model]
+    del model
+    assert _gone(held)
+    assert handle.selections, "what was kept can still be looked at"
+
+
+def _gone(held):
+    """Is a model freed as soon as the list with its last reference is emptied?"""
+    gc.collect()
+    gc.disable()
+    try:
+        seen = weakref.ref(held[0])
+        held.clear()
+        return seen() is None
+    finally:
+        gc.enable()
+
+
+@over_families
+def test_a_patched_model_that_is_dropped_is_freed(family):
+    model = family.model()
+    seen = weakref.ref(model)
+    handle = hiprune.apply(model, family.config(family.third))
+    forward(model, family.inputs(model, [1]))
+    del handle, model
+    gc.collect()
+    assert seen() is None
+
+
+def wrapped(name, model):
+    if name == "PeftModel":
+        peft = pytest.importorskip("peft")
+        made = peft.LoraConfig(r=2, target_modules=["up_proj"])
+        return peft.get_peft_model(model, made)
+    if name == "OptimizedModule":
+        return torch.compile(model, backend="eager")
+    if name == "DataParallel":
+        return torch.nn.DataParallel(model)
+    if name == "DistributedDataParallel":
+        if not torch.distributed.is_initialized():
+            store = torch.distributed.HashStore()
+            torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        return torch.nn.parallel.DistributedDataParallel(model)
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    prepared = Accelerator(cpu=True).prepare(model)
+    AcceleratorState._reset_state(True)
+    return prepared
+
+
+@over_families
+@pytest.mark.parametrize(
+    "name", ["PeftModel", "OptimizedModule", "DataParallel", "DistributedDataParallel", "prepared"]
+)
+def test_wrappers_given_to_apply(family, name):
+    """Unwrapped; or the message names what to pass."""
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    with hiprune.prune(model, family.config(family.third)):
+        expected = forward(model, arguments).logits
+    around = wrapped(name, model)
+    inside = {
+        "PeftModel": "base_model", "OptimizedModule": "_orig_mod", "DataParallel": "module",
+        "DistributedDataParallel": "module", "prepared": "module",
+    }[name]  # fmt: skip
+    try:
+        handle = hiprune.apply(around, family.config(family.third))
+    except HiPruneError as error:
+        assert inside in str(error) or "get_base_model" in str(error)
+        return
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    # The model within is pruned, whoever calls it.
+    found = forward(model, arguments).logits
+    handle.remove()
+    close(found, expected)
+    assert forward(model, arguments).logits.shape[1] > expected.shape[1]
