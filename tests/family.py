@@ -123,7 +123,7 @@ def close_where_real(found: Tensor, expected: Tensor, plain: dict) -> None:
 
 def close(found: Any, expected: Any, exact: bool = False) -> None:
     """Equal but for roundings; by hand maps are made in float32, hence the larger tolerance."""
-    tolerance = (1e-5 if DTYPE == torch.float32 else 1e-9) if exact else 1e-4
+    tolerance = (1e-5 if torch.float32 == DTYPE else 1e-9) if exact else 1e-4
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 

@@ -1,4 +1,4 @@
-"""generate with settings that people use: the unpatched ids, or a refusal that names the setting."""
+"""generate with settings that people use: the unpatched ids, or a refusal by name."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_weights_of_a_patched_model_are_saved_as_ever(family, tmp_path):
 @over_families
 @pytest.mark.parametrize("late", [True, False])
 def test_hooks_of_others_fire(family, late):
-    """On the tower, its output layer, that one's attention and MLP, the scored layer, the projector."""
+    """On the tower, the output layer, its attention and MLP, the scored layer, the projector."""
     model, fired = family.model(), []
     arguments = family.inputs(model, BATCH)
     layers = family.layers(model)
