@@ -49,7 +49,7 @@ class PruneHandle:
         adapter: what knows the family's models (:mod:`hiprune.models.base`).
     """
 
-    def __init__(self, model: Any, config: HiPruneConfig, family: str, adapter: Any = None) -> None:
+    def __init__(self, model: Any, config: HiPruneConfig, family: str, adapter: Any) -> None:
         if STATE in vars(model):
             raise HiPruneError(
                 f"model: this {type(model).__name__} already has HiPrune applied; expected an "
@@ -59,11 +59,9 @@ class PruneHandle:
         self.family = family
         self.adapter = adapter
         self.tower: Any = None  # the adapter's
-        self.encode: Callable[[Any, Any], list[Tensor]] | None = None  # of the `llava` package's
         self._model = weakref.ref(model)
         self._local = threading.local()
         self._changes: list[tuple[weakref.ref, Any]] = []
-        self.replace(model, STATE, self)
 
     @property
     def selections(self) -> list[TokenSelection]:
@@ -95,16 +93,15 @@ class PruneHandle:
         if not self._changes or model is None:
             raise HiPruneError("encode_images: HiPrune was removed from this model")
         with torch.no_grad():
-            if self.encode is not None:
-                return self.encode(pixels, sizes)
             return self.adapter.encode_images(model, self, pixels, sizes)
 
     # What an adapter does to a model, each with its way back.
 
-    def patch(
-        self, module: nn.Module, part: type[Part], state: Any, made: type | None = None
-    ) -> None:
+    def patch(self, module: nn.Module, part: type[Part], state: Any, anew: bool = False) -> None:
         """Have a module do as ``part`` says, with ``state``, until remove().
+
+        ``anew``: its class is made for this one time, so that what Dynamo has compiled before is
+        compiled anew: it looks at a module's class, but not for hooks that were put on later.
 
         The module's other attributes, hooks and weights stay, and so does what stands on the
         instance in place of a method: it runs where the class's method would have, beneath ours.
@@ -115,7 +112,8 @@ class PruneHandle:
                 f"model: its {type(module).__name__} already has HiPrune applied; expected an "
                 "unpatched model"
             )
-        made, before = made or patched_class(type(module), part), {}
+        make = patched_class.__wrapped__ if anew else patched_class
+        made, before = make(type(module), part), {}
         self._changes.append((weakref.ref(module), _Methods()))
         object.__setattr__(module, "__class__", made)  # nn.Module's would look at the value
         vars(module)[STATE] = state
@@ -133,24 +131,9 @@ class PruneHandle:
         Each comes before it is put on, so that one that fails half-way is taken off as well.
         """
         for module, hook in hooks:
-            # Of a class of its own each time: what Dynamo has compiled before is compiled anew,
-            # since it looks at a module's class, but not for hooks that were put on later.
-            self.patch(module, Part, self, made=patched_class.__wrapped__(type(module), Part))
+            if STATE not in vars(module):
+                self.patch(module, Part, self, anew=True)
             self._changes.append((weakref.ref(module), _Hook(hook)))
-
-    def replace(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute on one object until remove(); its class stays as it is."""
-        before = vars(owner).get(name, _Attribute)  # the class itself: there was none
-        self._changes.append((weakref.ref(owner), _Attribute(name, before, value)))
-        vars(owner)[name] = value
-
-    def wrap_forward(self, module: Any, wrap: Callable[[Callable], Callable]) -> None:
-        """Set a submodule's ``forward`` to ``wrap`` of what it is now, beneath accelerate's hook.
-
-        Of the `llava` package's adapter; others say what a module does with :meth:`patch`.
-        """
-        name = next(n for n in _places(module, "forward") if n == "forward" or n in vars(module))
-        self.replace(module, name, wrap(getattr(module, name)))
 
     def remove(self) -> None:
         """Restore the model; a second call does nothing.
@@ -162,7 +145,6 @@ class PruneHandle:
             owner, change = self._changes.pop()
             if (owner := owner()) is not None:
                 change.undo(owner)
-        self.encode = self.tower = None  # they may hold the model's modules
 
     # Of a copy, or of another process: the same changes on the copy's own modules.
 
@@ -250,22 +232,6 @@ def _places(module: Any, name: str) -> tuple[str, ...]:
     """Attributes of an instance that stand for its method, the innermost first."""
     hooked = name == "forward" and "_hf_hook" in vars(module)
     return ("_old_forward", name) if hooked else (name,)
-
-
-class _Attribute:
-    """An attribute that was set."""
-
-    def __init__(self, name: str, before: Any, ours: Any) -> None:
-        self.name, self.before, self.ours = name, before, ours
-
-    def undo(self, owner: Any) -> None:
-        attributes = vars(owner)
-        if attributes.get(self.name) is not self.ours:
-            return  # somebody put another one over it
-        if self.before is _Attribute:
-            del attributes[self.name]
-        else:
-            attributes[self.name] = self.before
 
 
 class _Methods:

@@ -1,107 +1,96 @@
-"""What the LLaVA adapters share: a CLIP tower run up to the output layer, and the choice of tokens.
+"""What the LLaVA adapters share: a CLIP tower, scored as it runs, and the choice of tokens.
 
-An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them). Both
-packages that the adapters serve build their towers of the same modules, `q_proj`, `k_proj` and all;
-only how a layer is called differs between versions of transformers.
+An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them). The
+tower runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
+handle's remove() and only within a pass that drops tokens and that nobody looks into:
+- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of N',
+  C_v), and the layers after it hand them on;
+- transformers 4.37's attention, which knows eager alone, is computed by torch's SDPA.
+Where somebody looks (hooks on what would be skipped, gradients, attentions or hidden states that
+are asked for, compiled modules) the tower runs as it is, and the kept tokens are gathered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from hiprune.models.clip_layer import ScoredHalf, finish_half, heads, score_half
+from hiprune.models.clip_layer import fused_attention, gather, halves, score
 from hiprune.models.views import merged_order
 from torch import Tensor
 
-from hiprune.capture import AttentionCapture, ScoredLayer
-from hiprune.config import Family, HiPruneConfig
+from hiprune.capture import AttentionCapture, Recording, ScoredLayer, observed
+from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
+from hiprune.handle import STATE, Part, PruneHandle
 from hiprune.methods import Images, method_of
-from hiprune.scores import received_attention
 from hiprune.selection import TokenSelection
-
-FAMILIES = (
-    Family("llava", "HIPRUNE_RETENTION", 192, 576, object_layer=9, encoder_layers=24),
-    Family("llava_next", "HIPRUNE_RETENTION", 640, 2880, object_layer=9, encoder_layers=24),
-)
-
-
-def tower_size(vision: Any, max_views: int) -> dict[str, int]:
-    """What defaults depend on: the tower's layers, and the most tokens of an image."""
-    side = vision.config.image_size // vision.config.patch_size
-    return {"layers": len(vision.encoder.layers), "tokens": max_views * side**2}
 
 
 class ClipTower:
-    """The vision tower of one patched model.
+    """What is known of one patched model's tower; it holds no module.
 
     Args:
-        vision: transformers' CLIPVisionTransformer.
+        vision: transformers' CLIPVisionModel.
         select_layer: index into the tower's hidden states that the features come from; hidden
             state k of a tower with L layers is the output of layer k, k = -1 that of layer L.
         config: with the family's defaults filled in.
         max_views: the most views of an image, the base view included.
-        run_layer: layer, (B, 1+N, C_v) -> (B, 1+N, C_v), as the package runs it.
 
     Raises:
         HiPruneError: a layer or a budget that this tower cannot have.
     """
 
     def __init__(
-        self,
-        vision: Any,
-        select_layer: int,
-        config: HiPruneConfig,
-        max_views: int,
-        run_layer: Callable[[Any, Tensor], Tensor],
+        self, vision: Any, select_layer: int, config: HiPruneConfig, max_views: int
     ) -> None:
-        self.vision = vision
+        n_layers = len(_transformer(vision).encoder.layers)
         self.config = config
-        self.run_layer = run_layer
-        self.layers = vision.encoder.layers
-        self.output_layer = select_layer % (len(self.layers) + 1)
+        self.output_layer = select_layer % (n_layers + 1)
         self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
-        self.dropping = False  # within an encode that drops tokens
-        self.choose = method_of(config)
         # Whose attention counts: every token's, or that of CLS, the first, alone.
         self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
-        self._check(select_layer, max_views)
-
-    def _check(self, select_layer: int, max_views: int) -> None:
-        config, n_layers = self.config, len(self.layers)
+        self.tuples = _transformer(vision) is not vision  # layers of transformers 4 give these
+        self.choose = method_of(config)
+        self.capture = AttentionCapture()
         if self.output_layer == 0:
             raise HiPruneError(
-                f"vision select layer {select_layer}: the features are the embeddings; accepted "
-                "is the output of a layer"
+                f"vision select layer {select_layer}: the features are the embeddings; expected "
+                "the output of a layer"
             )
         if config.object_layer > n_layers:
             raise HiPruneError(
-                f"object_layer={config.object_layer}: accepted is 1 to {n_layers}, the layers of "
+                f"object_layer={config.object_layer}: expected 1 to {n_layers}, the layers of "
                 "this model's vision tower"
             )
-        if not isinstance(config.retention, int):
-            return
         tokens = max_views * self.columns**2
-        if not max_views <= config.retention <= tokens:
+        if isinstance(config.retention, int) and not max_views <= config.retention <= tokens:
             what = f"{max_views} views of {self.columns**2}" if max_views > 1 else "one view"
             raise HiPruneError(
-                f"retention={config.retention}: accepted is {max_views} to {tokens} tokens per "
+                f"retention={config.retention}: expected {max_views} to {tokens} tokens per "
                 f"image ({what} in this model)"
             )
 
-    def hook(self) -> list:
-        """Hook the object layer's attention; what comes back is for the handle's ``placed``.
-
-        The output layer needs none: the tower runs it itself.
-        """
-        numbers = {self.config.object_layer} - {self.output_layer}
-        self.capture = AttentionCapture()
-        return self.capture.attach(
-            {n: _scored(self.layers[n - 1].self_attn, self.scored_queries) for n in numbers}
-        )
+    def patch(self, handle: PruneHandle, vision: Any) -> None:
+        """Hooks on both scored layers' attention, and what short cuts need."""
+        layers, function = _transformer(vision).encoder.layers, partial(score, self.scored_queries)
+        scored = {
+            number: ScoredLayer(layers[number - 1].self_attn, ("q_proj", "k_proj"), function)
+            for number in sorted({self.config.object_layer, self.output_layer})
+        }
+        for attention in [layer.self_attn for layer in layers] if self.tuples else []:
+            own = "forward" in vars(attention) and not hasattr(attention, "_hf_hook")
+            if not own and type(attention).__module__.startswith("transformers."):
+                # Somebody's own may have any kernel.
+                handle.patch(attention, _Attention, self, anew=True)
+        handle.placed(self.capture.attach(scored))
+        for layer in layers[self.output_layer - 1 :]:
+            handle.patch(layer, _Layer, self)
 
     def kept_tokens(self, views: int) -> int:
         """N' of an image with so many views; known before the tower has run.
@@ -113,101 +102,167 @@ class ClipTower:
         if budget < views:
             raise HiPruneError(
                 f"retention={self.config.retention}: leaves no token for each of the {views} views "
-                f"of an image; accepted is at least {views} tokens"
+                f"of an image; expected at least {views} tokens"
             )
         return budget // views * views
 
-    @torch.no_grad()
-    def encode(
+    @contextmanager
+    def passing(
         self,
+        modules: Sequence[Any],
         pixels: Tensor,
         views: Sequence[int],
-        grid_columns: Callable[[int, int], int | None],
-        dtype: torch.dtype | None = None,
-    ) -> tuple[list[TokenSelection], list[Tensor]]:
-        """Run the tower up to the output layer, and the last of it for the kept tokens alone.
+        columns: Sequence[int | None],
+        looked_at: bool = False,
+    ) -> Iterator[Pass]:
+        """One run of the tower, whose tokens are chosen.
 
         Args:
-            pixels: (sum of V, 3, H, W).
+            modules: what is called, the CLIPVisionModel last.
+            pixels: what it is called with, (sum of V, 3, H, W).
             views: V of each image.
-            grid_columns: number of the image and V -> grid views in a row, for the grid's tokens
-                to come in the raster order of the merged picture; None: view by view.
-            dtype: of the features; the tower's unless given.
-
-        Returns:
-            One selection an image (its rows are the views) and its features, (N', C_v).
+            columns: grid views in a row of each, for the grid's tokens to come in the raster order
+                of the merged picture; None: view by view.
+            looked_at: are its attentions or hidden states asked for?
         """
-        tokens = self.columns**2
-        self.dropping = any(self.kept_tokens(count) < count * tokens for count in views)
-        try:
-            half, scores = self._run(pixels)
-        finally:
-            self.dropping = False
+        drops = any([self.kept_tokens(count) < count * self.columns**2 for count in set(views)])
+        unseen = drops and not looked_at and not _seen(self, modules, pixels)
+        with self.capture.recording() as recording:
+            token = _PASS.set(Pass(self, views, columns, recording, unseen))
+            try:
+                # Nobody wants gradients of an unseen pass: layers are not checkpointed either.
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not unseen):
+                    yield _PASS.get()
+            finally:
+                _PASS.reset(token)
+
+
+@dataclass
+class Pass:
+    """What one run of the tower works with.
+
+    Attributes:
+        unseen: may what nobody looks at run otherwise?
+        selections: one an image, whose rows are its views, once they are chosen.
+    """
+
+    tower: ClipTower
+    views: Sequence[int]
+    columns: Sequence[int | None]
+    recording: Recording
+    unseen: bool
+    selections: list[TokenSelection] | None = None
+
+    @property
+    def short(self) -> bool:
+        """Does the output layer give kept tokens alone?"""
+        # An object layer beyond the output layer is legal in the paper's ablation.
+        return self.unseen and self.tower.config.object_layer <= self.tower.output_layer
+
+    def kept(self, features: Tensor) -> list[Tensor]:
+        """(sum of V, N, C_v), or (1, sum of N', C_v) of a short pass -> (N', C_v) of each image."""
+        if self.short:
+            return list(features[0].split([s.indices.numel() for s in self.selections]))
+        return self._take(lambda rows, kept: gather(features[rows], kept), features.device)
+
+    def cut(self, layer: Any, hidden: Tensor) -> Tensor:
+        """The output layer: (sum of V, 1+N, C_v) -> (1, sum of N', C_v)."""
+        found, rest = halves(layer, hidden, self.tower.scored_queries)
+        self.recording.add(self.tower.output_layer, found)
+        kept = self._take(lambda rows, kept: rest(rows, 1 + kept), found.device)  # CLS is dropped
+        return torch.cat(kept).unsqueeze(0)
+
+    def _take(self, features: Callable[[slice, Tensor], Tensor], device: Any) -> list[Tensor]:
+        """Choose, and take the features of what is kept; see :func:`halves` for these."""
+        tower, scores = self.tower, self.recording.found()
         # CLS is dropped, and the layers may lie on several devices.
         object_scores, output_scores = (
-            scores[number].to(half.hidden.device)[:, 1:]  # (sum of V, N)
-            for number in (self.config.object_layer, self.output_layer)
+            scores[number].to(device)[:, 1:]  # (sum of V, N)
+            for number in (tower.config.object_layer, tower.output_layer)
         )
 
-        def keep(rows: slice, count: int) -> tuple[TokenSelection, Tensor]:
-            chosen = self._select(object_scores[rows], output_scores[rows], count)
-            features = self._finish(half, rows, chosen)  # (V, N'/V, C_v)
-            return chosen, features.to(dtype or features.dtype)
+        def select(rows: slice, views: int) -> TokenSelection:
+            output = output_scores[rows]
+            return tower.choose(
+                Images.like(output, tower.columns, tower.kept_tokens(views) // views),
+                object_scores=object_scores[rows],
+                output_scores=output,
+                # Where a method needs it, these are scores of CLS's attention: its heads' mean.
+                cls_attention=output.unsqueeze(1),  # (V, 1, N)
+            )
 
-        if all(count == 1 for count in views):  # one budget: all images at once
-            chosen, features = keep(slice(None), 1)
-            return [chosen[i : i + 1] for i in range(len(views))], list(features)
-        selections, kept, start = [], [], 0
-        for index, count in enumerate(views):
-            chosen, features = keep(slice(start, start := start + count), count)
-            features = features.flatten(0, 1)  # (V, N'/V, C_v) -> (N', C_v)
-            columns = grid_columns(index, count)
+        if all(count == 1 for count in self.views):  # one budget: all images at once
+            chosen = select(slice(None), 1)
+            self.selections = [chosen[i : i + 1] for i in range(len(self.views))]
+            return list(features(slice(None), chosen.indices))
+        self.selections, kept, start = [], [], 0
+        for count, columns in zip(self.views, self.columns, strict=True):
+            rows = slice(start, start := start + count)
+            chosen = select(rows, count)
+            found = features(rows, chosen.indices).flatten(0, 1)  # (V, N'/V, C_v) -> (N', C_v)
             if columns is not None:
-                features = features[merged_order(chosen, self.columns, columns)]
-            selections.append(chosen)
-            kept.append(features)
-        return selections, kept
+                found = found[merged_order(chosen, tower.columns, columns)]
+            self.selections.append(chosen)
+            kept.append(found)
+        return kept
 
-    def _run(self, pixels: Tensor) -> tuple[ScoredHalf, dict[int, Tensor]]:
-        """All layers before the output layer, that one's first half, and both layers' scores."""
-        output = self.layers[self.output_layer - 1]
-        with self.capture.recording() as recording:
-            hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
-            for layer in self.layers[: self.output_layer - 1]:
-                hidden = self.run_layer(layer, hidden)
-            half = score_half(output, hidden, self.scored_queries)
-            # An object layer beyond the output layer is legal in the paper's ablation; then, and
-            # only then, layers after the output layer run.
-            if self.config.object_layer > self.output_layer:
-                for layer in self.layers[self.output_layer - 1 : self.config.object_layer]:
-                    hidden = self.run_layer(layer, hidden)
-            return half, {self.output_layer: half.score, **recording.found()}
 
-    def _finish(self, half: ScoredHalf, rows: slice, chosen: TokenSelection) -> Tensor:
-        """The output layer's features of the kept tokens, (B', N', C_v)."""
-        layer = self.layers[self.output_layer - 1]
-        if chosen.indices.shape[1] == self.columns**2:
-            # Nothing is dropped: the layer as it is, so that nothing changes by a rounding either.
-            return self.run_layer(layer, half.hidden[rows])[:, 1:]
-        return finish_half(layer, half, rows, 1 + chosen.indices)
+_PASS: ContextVar[Pass | None] = ContextVar("hiprune_clip_pass", default=None)
 
-    def _select(self, object_scores: Tensor, output_scores: Tensor, views: int) -> TokenSelection:
-        """(V, N) scores of one image's views, or of B images of one view each."""
-        budget = self.kept_tokens(views) // views
-        return self.choose(
-            Images.like(output_scores, self.columns, budget),
-            object_scores=object_scores,
-            output_scores=output_scores,
-            # Where a method needs it, these are scores of CLS's attention: the mean of its heads.
-            cls_attention=output_scores.unsqueeze(1),  # (V, 1, N)
+
+def pass_of(module: Any) -> Pass | None:
+    """The pass that runs, if it is one of this module's tower."""
+    found = _PASS.get()
+    return found if found is not None and found.tower is vars(module)[STATE] else None
+
+
+class _Layer(Part):
+    """The output layer, and those after it."""
+
+    def forward(layer: Any, original: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        run = pass_of(layer)
+        if run is None or not run.short:
+            return original(hidden, *args, **kwargs)
+        hidden = run.cut(layer, hidden) if run.selections is None else hidden
+        return (hidden,) if run.tower.tuples else hidden
+
+
+class _Attention(Part):
+    """Of transformers 4.37."""
+
+    def forward(attention: Any, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        run, given = (
+            pass_of(attention),
+            {n for n, x in kwargs.items() if x is not None and x is not False},
         )
+        if run is None or not run.unseen or args or given != {"hidden_states"}:
+            return original(*args, **kwargs)  # masks, or its map
+        return fused_attention(attention, kwargs["hidden_states"]), None
 
 
-def _scored(attention: Any, scored_queries: slice) -> ScoredLayer:
-    """A CLIPAttention: queries and keys are its q_proj and k_proj, cut into heads."""
-    return ScoredLayer(attention, ("q_proj", "k_proj"), partial(_score, scored_queries))
+def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
+    """Would anybody see that the tower is cut short?"""
+    vision, inner = modules[-1], _transformer(modules[-1])
+    around = (*modules, inner, inner.encoder, inner.post_layernorm)
+    skipped = inner.encoder.layers[tower.output_layer - 1 :]  # in part, or all of it
+    attention, weights = skipped[0].self_attn, vision.parameters()
+    # A hook may bring in what wants a gradient, anywhere.
+    gradients = torch.is_grad_enabled() and (
+        pixels.requires_grad or observed(vision) or any(each.requires_grad for each in weights)
+    )
+    return (
+        gradients
+        or any(
+            getattr(vision.config, f"output_{x}", False) for x in ("attentions", "hidden_states")
+        )
+        or any(observed(module, inside=False) for module in around)
+        or any(observed(layer) for layer in skipped)
+        or torch.compiler.is_compiling()
+        or any(m._compiled_call_impl or "_orig_mod" in m._modules for m in (*around, *skipped))
+        or (attention.training and attention.dropout > 0)
+    )
 
 
-def _score(scored_queries: slice, attention: Any, query: Tensor, key: Tensor, **_: Any) -> Tensor:
-    query, key = heads(attention, query)[:, :, scored_queries], heads(attention, key)
-    return received_attention(query, key, attention.scale)  # (B, 1+N)
+def _transformer(vision: Any) -> Any:
+    """What of a CLIPVisionModel has the layers: the model itself since transformers 5."""
+    return getattr(vision, "vision_model", vision)

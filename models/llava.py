@@ -1,194 +1,180 @@
 """HiPrune for the `llava` package (liuhaotian/*): LLaVA-1.5 and LLaVA-NeXT.
 
 Modifications, on one instance and until the handle's remove():
-- ``encode_images``: the tower runs up to the output layer (``mm_vision_select_layer``), the kept
-  tokens are chosen, and the rest of that layer and the projector see these alone.
-- ``forward`` of the tower's attention modules: SDPA while tokens are dropped, where transformers
-  4.37 has eager alone.
+- ``encode_images``: the tower's tokens are chosen as it runs (:mod:`hiprune.models.clip`), and the
+  projector sees the kept ones alone. It is where the package's code, and that of others that call
+  it, takes features from: so it is pruned wherever it is called. The tower on its own,
+  ``get_vision_tower()(images)``, gives all of them.
 - ``prepare_inputs_labels_for_multimodal``: images given as views (a list or a 5-D tensor) take
   the package's path for one image each, since pruned views no longer form full grids. Un-padding
   and newline tokens are not used, as in the paper's code (merge type ``spatial``).
 
-Text, labels, padding and positions stay the package's own work.
+Text, labels, padding and positions stay the package's own work, and so do gradients: its tower runs
+without.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from hiprune.models.base import register
-from hiprune.models.clip import FAMILIES, ClipTower, tower_size
-from hiprune.models.clip_layer import sdpa_forward
-from hiprune.models.views import max_views
+from hiprune.models.clip import ClipTower, pass_of
+from hiprune.models.views import FAMILIES, max_views, tower_size
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.handle import PruneHandle
-
-
-def family(model: Any) -> str:
-    """ "llava_next" where images are cut into views (anyres), "llava" elsewhere."""
-    anyres = getattr(model.config, "image_aspect_ratio", None) == "anyres"
-    return "llava_next" if anyres else "llava"
-
-
-def patch(model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
-    """Apply HiPrune to a model of the `llava` package; see :func:`hiprune.apply`."""
-    name = family(model)
-    size = tower_size(_loaded_tower(model).vision_tower.vision_model, _max_views(model))
-    config = (
-        HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
-    )
-    encoder = _PrunedEncoder(model, config)  # raises before anything is changed
-    handle = encoder.handle = PruneHandle(model, config, name)
-    handle.placed(encoder.tower.hook())
-    for layer in encoder.tower.layers:
-        attention = layer.self_attn
-        if "forward" in vars(attention) and not hasattr(attention, "_hf_hook"):
-            continue  # somebody's own attention: any kernel will do
-        wrap = functools.partial(sdpa_forward, attention, lambda: encoder.tower.dropping)
-        handle.wrap_forward(attention, wrap)
-    handle.encode = encoder.encode
-    handle.replace(model, "encode_images", encoder.encode_images)
-    handle.replace(model, "prepare_inputs_labels_for_multimodal", encoder.prepare)
-    return handle
+from hiprune.handle import STATE, Part, PruneHandle
 
 
 @register("llava", "LlavaMetaForCausalLM", families=FAMILIES)
 class LlavaPackage:
-    """The adapter, as the registry asks for it."""
+    """The adapter."""
 
-    family, patch = staticmethod(family), staticmethod(patch)
+    def family(self, model: Any) -> str:
+        """ "llava_next" where images are cut into views (anyres), "llava" elsewhere."""
+        anyres = getattr(model.config, "image_aspect_ratio", None) == "anyres"
+        return "llava_next" if anyres else "llava"
 
-
-class _PrunedEncoder:
-    """encode_images and prepare_inputs_labels_for_multimodal of one patched model."""
-
-    handle: PruneHandle
-
-    def __init__(self, model: Any, config: HiPruneConfig) -> None:
-        self.model = model
-        self.clip = _loaded_tower(model)  # llava's CLIPVisionTower
-        self.tower = ClipTower(
-            self.clip.vision_tower.vision_model,
-            self.clip.select_layer,
-            config,
-            _max_views(model),
-            lambda layer, hidden: layer(hidden, attention_mask=None, causal_attention_mask=None)[0],
+    def patch(self, model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
+        """Apply HiPrune to a model of the `llava` package; see :func:`hiprune.apply`."""
+        name, clip, views = self.family(model), _loaded_tower(model), 1
+        if name == "llava_next":
+            pinpoints = model.config.image_grid_pinpoints  # [[width, height], ...], or that as text
+            if isinstance(pinpoints, str):
+                pinpoints = ast.literal_eval(pinpoints)
+            views = max_views(pinpoints, clip.config.image_size)
+        size = tower_size(clip, views)
+        config = (
+            HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
         )
-        self.original_prepare = model.prepare_inputs_labels_for_multimodal
-        self._views: tuple[list[int], list | None] | None = None
-
-    def prepare(
-        self,
-        input_ids,
-        position_ids,
-        attention_mask,
-        past_key_values,
-        labels,
-        images,
-        image_sizes=None,
-    ):
-        """The package's method; views are handed to it as one image each."""
-        images = self._flat(images, image_sizes)
+        tower = ClipTower(clip.vision_tower, clip.select_layer, config, views)
+        handle = PruneHandle(model, config, name, self)
         try:
-            return self.original_prepare(
-                input_ids,
-                position_ids,
-                attention_mask,
-                past_key_values,
-                labels,
-                images,
-                image_sizes,
-            )
-        finally:
-            self._views = None
+            handle.tower = tower
+            tower.patch(handle, clip.vision_tower)
+            handle.patch(clip, _VisionTower, tower)
+            handle.patch(model, _Model, handle)
+        except BaseException:
+            handle.remove()
+            raise
+        return handle
 
-    def encode(self, images: Any, image_sizes: Any) -> list[Tensor]:
+    def encode_images(self, model: Any, handle: PruneHandle, pixels: Any, sizes: Any) -> list:
         """Images or their views, as the model's forward takes them, without a prompt."""
-        images = self._flat(images, image_sizes)
-        try:
-            return list(self.encode_images(images))
-        finally:
-            self._views = None
+        with _preparing(handle, pixels, sizes) as images:
+            return list(model.encode_images(images))
 
-    def _flat(self, images: Any, image_sizes: Any) -> Any:
-        """Views one after the other, (sum of V, 3, H, W); whose they are is noted."""
-        if not isinstance(images, (list, tuple)) and (images is None or images.ndim != 5):
-            return images
+
+# The views V of each image, and the images' sizes, of the prompt that a handle's model prepares.
+_PREPARED: ContextVar[tuple[PruneHandle, list[int], Any] | None] = ContextVar(
+    "hiprune_llava_views", default=None
+)
+
+
+@contextmanager
+def _preparing(handle: PruneHandle, images: Any, image_sizes: Any) -> Iterator[Any]:
+    """Views one after the other, (sum of V, 3, H, W); whose they are is noted."""
+    prepared = None
+    if isinstance(images, (list, tuple)) or (images is not None and images.ndim == 5):
         views = [image.unsqueeze(0) if image.ndim == 3 else image for image in images]
-        self._views = ([len(view) for view in views], image_sizes)
-        return torch.cat(views)
+        prepared = (handle, [len(view) for view in views], image_sizes)
+        images = torch.cat(views)
+    token = _PREPARED.set(prepared)
+    try:
+        yield images
+    finally:
+        _PREPARED.reset(token)
 
-    def encode_images(self, images: Tensor) -> Tensor | list[Tensor]:
+
+class _Model(Part):
+    def prepare_inputs_labels_for_multimodal(
+        model: Any,
+        original: Callable,
+        input_ids: Any,
+        position_ids: Any,
+        attention_mask: Any,
+        past_key_values: Any,
+        labels: Any,
+        images: Any,
+        image_sizes: Any = None,
+    ) -> Any:
+        """The package's method; views are handed to it as one image each."""
+        text = (input_ids, position_ids, attention_mask, past_key_values, labels)
+        with _preparing(vars(model)[STATE], images, image_sizes) as images:
+            return original(*text, images, image_sizes)
+
+    def encode_images(model: Any, original: Callable, images: Tensor) -> Tensor | list[Tensor]:
         """Pixels of all views -> one (N', C) feature matrix an image.
 
         A tensor (B, N', C) where every image is one view, as the package's own method gives.
         """
-        views, sizes = self._views or ([1] * len(images), None)
-        self.handle.selections, kept = self.tower.encode(
-            images.to(device=self.clip.device, dtype=self.clip.dtype),
-            views,
-            lambda index, count: self._grid_columns(None if sizes is None else sizes[index], count),
-            images.dtype,
-        )
-        lengths = [len(image) for image in kept]
-        projected = self.model.get_model().mm_projector(torch.cat(kept))  # (sum of N', C)
-        projected = projected.split(lengths)
-        return torch.stack(projected) if self._views is None else list(projected)
+        handle, prepared = vars(model)[STATE], _PREPARED.get()
+        in_views = prepared is not None and prepared[0] is handle
+        views, sizes = prepared[1:] if in_views else ([1] * len(images), None)
+        clip = model.get_vision_tower()
+        side = clip.config.image_size
+        columns = [_grid_columns(model, side, sizes, *each) for each in enumerate(views)]
+        called = [clip, clip.vision_tower]
+        with handle.tower.passing(called, images, views, columns) as run:
+            features = clip(images)
+        kept = run.kept(features)
+        handle.selections = run.selections
+        projected = model.get_model().mm_projector(torch.cat(kept))  # (sum of N', C)
+        projected = projected.split([len(image) for image in kept])
+        return list(projected) if in_views else torch.stack(projected)
 
-    def _grid_columns(self, image_size: Any, views: int) -> int | None:
-        """Grid views in a row, for an image of ``image_size`` (width, height) and V views."""
-        from llava.mm_utils import get_anyres_image_grid_shape
 
-        config = self.model.config
-        merge_type = getattr(config, "mm_patch_merge_type", "flat")
-        if merge_type == "flat" or views == 1:
-            return None
-        if not merge_type.startswith("spatial"):
-            raise HiPruneError(
-                f"mm_patch_merge_type={merge_type!r}: accepted is 'flat' or 'spatial*'"
-            )
-        if family(self.model) != "llava_next":
-            raise HiPruneError(
-                f"image_aspect_ratio={getattr(config, 'image_aspect_ratio', None)!r} with an image "
-                f"of {views} views: accepted is 'anyres'"
-            )
-        if image_size is None:
-            raise HiPruneError("image_sizes=None: accepted is (width, height) of every image")
-        columns, rows = get_anyres_image_grid_shape(
-            image_size, config.image_grid_pinpoints, self.clip.config.image_size
+class _VisionTower(Part):
+    """llava's CLIPVisionTower, which asks transformers' CLIPVisionModel for all hidden states."""
+
+    def forward(clip: Any, original: Callable, images: Tensor) -> Tensor:
+        """(sum of V, 3, H, W) -> (sum of V, N, C_v), or (1, sum of N', C_v) of a short pass."""
+        run = pass_of(clip)
+        if run is None or not run.short:
+            return original(images)
+        pixels = images.to(device=clip.device, dtype=clip.dtype)
+        return clip.vision_tower(pixels)[0].to(images.dtype)
+
+
+def _grid_columns(model: Any, side: int, sizes: Any, index: int, views: int) -> int | None:
+    """Grid views in a row of an image, whose size is (width, height), with V views of a side."""
+    from llava.mm_utils import get_anyres_image_grid_shape
+
+    config = model.config
+    merge_type = getattr(config, "mm_patch_merge_type", "flat")
+    if merge_type == "flat" or views == 1:
+        return None
+    if not merge_type.startswith("spatial"):
+        raise HiPruneError(f"mm_patch_merge_type={merge_type!r}: expected 'flat' or 'spatial*'")
+    aspect_ratio = getattr(config, "image_aspect_ratio", None)
+    if aspect_ratio != "anyres":
+        raise HiPruneError(
+            f"image_aspect_ratio={aspect_ratio!r} with an image of {views} views: expected 'anyres'"
         )
-        if rows * columns != views - 1:
-            raise HiPruneError(
-                f"images: {views} views of an image of size {tuple(image_size)}; accepted is "
-                f"1 + {rows} x {columns}"
-            )
-        return columns
+    if sizes is None:
+        raise HiPruneError("image_sizes=None: expected (width, height) of every image")
+    columns, rows = get_anyres_image_grid_shape(sizes[index], config.image_grid_pinpoints, side)
+    if rows * columns != views - 1:
+        raise HiPruneError(
+            f"images: {views} views of an image of size {tuple(sizes[index])}; expected "
+            f"1 + {rows} x {columns}"
+        )
+    return columns
 
 
 def _loaded_tower(model: Any) -> Any:
     tower = model.get_vision_tower()
     if tower is None or not tower.is_loaded:
         raise HiPruneError(
-            "model: its vision tower is not loaded; accepted is a model from llava's "
+            "model: its vision tower is not loaded; expected a model from llava's "
             "load_pretrained_model, or call get_vision_tower().load_model()"
         )
     if tower.select_feature != "patch":
-        raise HiPruneError(
-            f"mm_vision_select_feature={tower.select_feature!r}: accepted is 'patch'"
-        )
+        raise HiPruneError(f"mm_vision_select_feature={tower.select_feature!r}: expected 'patch'")
     return tower
-
-
-def _max_views(model: Any) -> int:
-    if family(model) != "llava_next":
-        return 1
-    pinpoints = model.config.image_grid_pinpoints  # [[width, height], ...], or that as text
-    if isinstance(pinpoints, str):
-        pinpoints = ast.literal_eval(pinpoints)
-    return max_views(pinpoints, model.get_vision_tower().config.image_size)

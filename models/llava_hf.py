@@ -1,8 +1,8 @@
 """transformers' own LLaVA-1.5 and LLaVA-NeXT (llava-hf/*), 5.17 to 5.x.
 
-The tower runs up to the output layer, the kept tokens are chosen, and the projector sees these
-alone. Un-padding and newline tokens of LLaVA-NeXT are not used, as in the paper's code (merge type
-``spatial``): kept tokens of the base view, then those of the grid in its raster order.
+The tower's tokens are chosen as it runs (:mod:`hiprune.models.clip`), and the projector sees the
+kept ones alone. Un-padding and newline tokens of LLaVA-NeXT are not used, as in the paper's code
+(merge type ``spatial``): kept tokens of the base view, then those of the grid in its raster order.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from hiprune.models.base import Encoded, Kind, Transformers, register
-from hiprune.models.clip import FAMILIES, ClipTower, tower_size
+from hiprune.models.clip import ClipTower
 from hiprune.models.prompt import ImageSpan
-from hiprune.models.views import max_views
+from hiprune.models.views import FAMILIES, max_views, tower_size
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
@@ -41,10 +41,10 @@ class LlavaHf(Transformers):
 
     def tower(self, model: Any, config: HiPruneConfig) -> ClipTower:
         layer = model.config.vision_feature_layer
-        return ClipTower(_clip(model.model), layer, config, _max_views(model), _run_layer)
+        return ClipTower(_clip(model.model), layer, config, _max_views(model))
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
-        handle.placed(handle.tower.hook())
+        handle.tower.patch(handle, model.model.vision_tower)
 
     def check(self, model: Any, arguments: dict[str, Any]) -> None:
         for name in ("vision_feature_layer", "vision_feature_select_strategy"):
@@ -68,7 +68,7 @@ class LlavaHf(Transformers):
         ]
 
         def encode(wanted: dict) -> Encoded:
-            return _encode(model, tower, pixels, views, columns, spans)
+            return _encode(model, tower, pixels, views, columns, spans, wanted)
 
         return spans, encode
 
@@ -80,21 +80,35 @@ def _encode(
     views: list[int],
     columns: list[int | None],
     spans: list[ImageSpan],
+    wanted: dict,
 ) -> Encoded:
-    """The tower up to the output layer, the projector on the kept."""
+    """The tower, the choice of tokens, the projector on the kept."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.utils import output_capturing
 
     if pixels.ndim == 5:  # images with fewer views than the most are filled up with zeros
         each = zip(pixels, views, strict=True)
         pixels = torch.cat([image[:count] for image, count in each])
-    weight = tower.vision.embeddings.patch_embedding.weight
+    vision = model.model.vision_tower
+    weight = vision.embeddings.patch_embedding.weight
     if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
         pixels = pixels.to(weight.device)
-    selections, kept = tower.encode(pixels, views, lambda index, _: columns[index])
+    with tower.passing([vision], pixels, views, columns, any(wanted.values())) as run:
+        if run.short:
+            output, features = BaseModelOutputWithPooling(), vision(pixels)[0]
+        else:
+            # Since transformers 5.23 the model asks for the hidden state of this index alone.
+            by_index = hasattr(output_capturing, "select_hidden_states")
+            states = model.config.vision_feature_layer if by_index else True
+            states = wanted.get("output_hidden_states") or states
+            output = vision(pixels, return_dict=True, **{**wanted, "output_hidden_states": states})
+            features = output.hidden_states[tower.output_layer][:, 1:]
+    kept = run.kept(features)  # (N', C_v) of each image
     projected = model.model.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
     features = list(projected.split([len(image) for image in kept]))
-    places = [_places(*each) for each in zip(selections, spans, strict=True)]
-    return Encoded(features, selections, places, BaseModelOutputWithPooling(pooler_output=features))
+    places = [_places(*each) for each in zip(run.selections, spans, strict=True)]
+    output.pooler_output = features
+    return Encoded(features, run.selections, places, output)
 
 
 def _places(selection: TokenSelection, span: ImageSpan) -> Tensor:
@@ -125,7 +139,7 @@ def _count(
         raise HiPruneError("image_sizes=None: expected (height, width) of every image")
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-    side = tower.vision.config.image_size
+    side = model.model.vision_tower.config.image_size
     grids = [get_anyres_image_grid_shape(size, pinpoints, side) for size in sizes]
     views = [1 + rows * columns for rows, columns in grids]
     stacked = pixels.ndim == 5 and pixels.shape[1] >= max(views, default=0)
@@ -156,10 +170,6 @@ def _max_views(model: Any) -> int:
     pinpoints = _pinpoints(model)
     side = model.model.vision_tower.config.image_size
     return 1 if pinpoints is None else max_views(pinpoints, side)
-
-
-def _run_layer(layer: Any, hidden: Tensor) -> Tensor:
-    return layer(hidden, None)  # (hidden states, attention mask)
 
 
 def _clip(inner: Any) -> Any:

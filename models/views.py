@@ -1,13 +1,26 @@
-"""LLaVA-NeXT's views of one image: a base view, then a grid of them."""
+"""LLaVA's families, and LLaVA-NeXT's views of one image: a base view, then a grid of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hiprune.config import Family
 from hiprune.selection import TokenSelection
+
+FAMILIES = (
+    Family("llava", "HIPRUNE_RETENTION", 192, 576, object_layer=9, encoder_layers=24),
+    Family("llava_next", "HIPRUNE_RETENTION", 640, 2880, object_layer=9, encoder_layers=24),
+)
+
+
+def tower_size(vision: Any, max_views: int) -> dict[str, int]:
+    """What defaults depend on: the tower's layers, and the most tokens of an image."""
+    side = vision.config.image_size // vision.config.patch_size
+    return {"layers": vision.config.num_hidden_layers, "tokens": max_views * side**2}
 
 
 def merged_order(selection: TokenSelection, side: int, columns: int) -> Tensor:

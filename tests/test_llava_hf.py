@@ -117,22 +117,30 @@ def test_budget_per_view_of_llava_next(retention):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_what_the_result_needs_runs(family):
+def test_only_what_the_result_needs_runs(monkeypatch, family):
     model = load(family)
     ran, seen = [], []
-    hooks = [
-        # (layer, tokens of a view) of the attention's projections and of the MLP
-        module.register_forward_hook(lambda m, a, out, n=number: ran.append((n, out.shape[1])))
+    # (layer, tokens of a view) of the attention's projections and of the MLP; without hooks, for
+    # which the tower would run as it is.
+    numbers = {
+        linear: number
         for number, layer in enumerate(model.model.vision_tower.encoder.layers, 1)
-        for module in (layer.self_attn.k_proj, layer.mlp)
-    ]
+        for linear in (layer.self_attn.k_proj, layer.mlp.fc2)
+    }
+    linear = torch.nn.Linear.forward
+
+    def forward_of(module, x):
+        if module in numbers:
+            ran.append((numbers[module], x.shape[1]))
+        return linear(module, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward_of)
     projector = model.model.multi_modal_projector
-    hooks.append(projector.register_forward_hook(lambda m, a, out: seen.append(out.shape)))
+    hook = projector.register_forward_hook(lambda m, a, out: seen.append(out.shape))
     with hiprune.prune(model, config(15)):
         # Once in a whole generate, whatever is made of the prompt, not once a step or beam.
         generate(model, inputs(family, [2]), use_cache=False, num_beams=2)
-    for hook in hooks:
-        hook.remove()
+    hook.remove()
     whole = [(n, 1 + TOKENS) for n in range(1, OUTPUT_LAYER + 1) for _ in range(2)]
     # The output layer's MLP sees kept tokens alone; the images have 5 and 3 views.
     kept = {"llava": [15], "llava_next": [15 // 5, 15 // 3]}[family]

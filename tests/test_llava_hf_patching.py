@@ -84,10 +84,10 @@ def test_a_model_that_is_patched_already():
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        ("llava", {"retention": TOKENS + 1}, f"retention={TOKENS + 1}: accepted is 1 to {TOKENS}"),
-        ("llava_next", {"retention": 4}, f"retention=4: accepted is 5 to {5 * TOKENS}"),
-        ("llava_next", {"retention": 5 * TOKENS + 1}, f"accepted is 5 to {5 * TOKENS}"),
-        ("llava", {"object_layer": 33}, f"object_layer=33: accepted is 1 to {LAYERS}"),
+        ("llava", {"retention": TOKENS + 1}, f"retention={TOKENS + 1}: expected 1 to {TOKENS}"),
+        ("llava_next", {"retention": 4}, f"retention=4: expected 5 to {5 * TOKENS}"),
+        ("llava_next", {"retention": 5 * TOKENS + 1}, f"expected 5 to {5 * TOKENS}"),
+        ("llava", {"object_layer": 33}, f"object_layer=33: expected 1 to {LAYERS}"),
     ],
 )
 def test_what_this_model_cannot_have(family, settings, message):

@@ -177,7 +177,7 @@ def test_the_method_works_elsewhere(elsewhere):
 def test_the_adapter_works_elsewhere(elsewhere):
     pytest.importorskip("llava", reason="the llava package lives in .venv-llava alone")
     told = elsewhere(
-        "import hiprune.models.llava as adapter; assert callable(adapter.patch)\n"
+        "import hiprune.models.llava as adapter; assert callable(adapter.LlavaPackage().patch)\n"
         "print(adapter.__file__)"
     )
     assert told.strip() == str(elsewhere.target / "hiprune" / "models" / "llava.py")

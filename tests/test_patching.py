@@ -11,6 +11,7 @@ from llava_models import LAYERS, TOKENS, inputs, load
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError
+from hiprune.handle import STATE
 
 SMALL = HiPruneConfig(retention=12, object_layer=3)
 
@@ -65,7 +66,8 @@ def test_an_attribute_that_the_instance_had_is_given_back(model, monkeypatch):
 def test_two_models_do_not_share_a_patch(tiny_llava, tiny_llava_next):
     first, second = load(tiny_llava)[0], load(tiny_llava_next)[0]
     with hiprune.prune(first, SMALL):
-        assert "encode_images" not in vars(second)
+        assert STATE in vars(first)
+        assert STATE not in vars(second)
 
 
 def test_the_configuration_comes_from_the_variables(model, monkeypatch):
@@ -95,8 +97,8 @@ def test_a_model_of_another_family(other):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"retention": TOKENS + 1}, f"retention={TOKENS + 1}: accepted is 1 to {TOKENS}"),
-        ({"object_layer": LAYERS + 1}, f"object_layer={LAYERS + 1}: accepted is 1 to {LAYERS}"),
+        ({"retention": TOKENS + 1}, f"retention={TOKENS + 1}: expected 1 to {TOKENS}"),
+        ({"object_layer": LAYERS + 1}, f"object_layer={LAYERS + 1}: expected 1 to {LAYERS}"),
     ],
 )
 def test_what_this_model_cannot_have(model, settings, message):
@@ -109,7 +111,7 @@ def test_what_this_model_cannot_have(model, settings, message):
 @pytest.mark.parametrize("retention", [4, 5 * TOKENS + 1])
 def test_a_budget_that_the_views_cannot_have(tiny_llava_next, retention):
     model, _ = load(tiny_llava_next)
-    with pytest.raises(HiPruneError, match=f"retention={retention}: accepted is 5 to {5 * TOKENS}"):
+    with pytest.raises(HiPruneError, match=f"retention={retention}: expected 5 to {5 * TOKENS}"):
         hiprune.apply(model, HiPruneConfig(retention=retention, object_layer=3))
 
 
