@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hiprune.errors import HiPruneError
+from hiprune.handle import overridden
 
 _RECORDING: ContextVar[Recording | None] = ContextVar("hiprune_recording", default=None)
 _HOOKS = (
@@ -132,7 +133,8 @@ def observed(module: nn.Module, inside: bool = True) -> bool:
     that bring weights and inputs to a device do nothing else.
     """
     for part in module.modules() if inside else (module,):
-        if "forward" in vars(part) and type(vars(part).get("_hf_hook")).__name__ != _ALIGNING:
+        hook = vars(part).get("_hf_hook")
+        if overridden(part) or (hook is not None and type(hook).__name__ != _ALIGNING):
             return True
         for name in "_forward_hooks", "_forward_pre_hooks", "_backward_hooks":
             for hook in getattr(part, name).values():
