@@ -124,14 +124,14 @@ def captured(layers: Mapping[int, ScoredLayer]) -> Iterator[Recording]:
             hook.detach(module)
 
 
-def observed(module: nn.Module) -> bool:
+def observed(module: nn.Module, parts: bool = True) -> bool:
     """Would anybody else see how the module, or a part of it, is called?
 
     By a hook, or by a forward of their own. transformers' own hooks, which it leaves wherever it
     once was asked for attentions or hidden states, do nothing unless asked again; accelerate's
     that bring weights and inputs to a device do nothing else.
     """
-    for part in module.modules():
+    for part in module.modules() if parts else [module]:
         if "forward" in vars(part) and type(vars(part).get("_hf_hook")).__name__ != _ALIGNING:
             return True
         for name in "_forward_hooks", "_forward_pre_hooks", "_backward_hooks":

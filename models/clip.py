@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from hiprune.models.clip_layer import ScoredHalf, finish_half, heads, score_half
+from hiprune.models.clip_layer import ScoredHalf, finish_half, gather, heads, score_half
 from hiprune.models.views import merged_order
 from torch import Tensor
 
-from hiprune.capture import AttentionCapture, ScoredLayer
+from hiprune.capture import AttentionCapture, Recording, ScoredLayer, observed
 from hiprune.config import Family, HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.methods import Images, method_of
@@ -93,11 +93,8 @@ class ClipTower:
             )
 
     def hook(self) -> list:
-        """Hook the object layer's attention; what comes back is for the handle's ``placed``.
-
-        The output layer needs none: the tower runs it itself.
-        """
-        numbers = {self.config.object_layer} - {self.output_layer}
+        """Hook the scored layers' attention; what comes back is for the handle's ``placed``."""
+        numbers = sorted({self.config.object_layer, self.output_layer})
         self.capture = AttentionCapture()
         return self.capture.attach(
             {n: _scored(self.layers[n - 1].self_attn, self.scored_queries) for n in numbers}
@@ -117,15 +114,28 @@ class ClipTower:
             )
         return budget // views * views
 
-    @torch.no_grad()
+    def looked_at(self, pixels: Tensor) -> bool:
+        """Would anybody see that the tower does not run as a whole: a hook, or a gradient?"""
+        vision, rest = self.vision, self.layers[self.output_layer - 1 :]
+        if any(observed(part, False) for part in (vision, vision.encoder, vision.post_layernorm)):
+            return True
+        if any(observed(layer) for layer in rest):
+            return True
+        return torch.is_grad_enabled() and (
+            pixels.requires_grad or any(weight.requires_grad for weight in vision.parameters())
+        )
+
     def encode(
         self,
         pixels: Tensor,
         views: Sequence[int],
         grid_columns: Callable[[int, int], int | None],
         dtype: torch.dtype | None = None,
+        run: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[list[TokenSelection], list[Tensor]]:
         """Run the tower up to the output layer, and the last of it for the kept tokens alone.
+
+        Or the whole tower, as the model does, where ``run`` is given.
 
         Args:
             pixels: (sum of V, 3, H, W).
@@ -133,25 +143,46 @@ class ClipTower:
             grid_columns: number of the image and V -> grid views in a row, for the grid's tokens
                 to come in the raster order of the merged picture; None: view by view.
             dtype: of the features; the tower's unless given.
+            run: the tower as a module: pixels -> the output layer's (sum of V, 1+N, C_v).
 
         Returns:
             One selection an image (its rows are the views) and its features, (N', C_v).
         """
+        with torch.set_grad_enabled(run is not None and torch.is_grad_enabled()):
+            return self._encode(pixels, views, grid_columns, dtype, run)
+
+    def _encode(
+        self,
+        pixels: Tensor,
+        views: Sequence[int],
+        grid_columns: Callable[[int, int], int | None],
+        dtype: torch.dtype | None,
+        run: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[list[TokenSelection], list[Tensor]]:
         tokens = self.columns**2
         self.dropping = any(self.kept_tokens(count) < count * tokens for count in views)
         try:
-            half, scores = self._run(pixels)
+            with self.capture.recording() as recording:
+                if run is None:
+                    half = self._run(pixels, recording)
+                    hidden, finish = half.hidden, partial(self._finish, half)
+                else:
+                    hidden, finish = run(pixels), None
+                scores = recording.found()
         finally:
             self.dropping = False
         # CLS is dropped, and the layers may lie on several devices.
         object_scores, output_scores = (
-            scores[number].to(half.hidden.device)[:, 1:]  # (sum of V, N)
+            scores[number].to(hidden.device)[:, 1:]  # (sum of V, N)
             for number in (self.config.object_layer, self.output_layer)
         )
 
         def keep(rows: slice, count: int) -> tuple[TokenSelection, Tensor]:
             chosen = self._select(object_scores[rows], output_scores[rows], count)
-            features = self._finish(half, rows, chosen)  # (V, N'/V, C_v)
+            if finish is None:
+                features = gather(hidden[rows], 1 + chosen.indices)
+            else:
+                features = finish(rows, chosen)  # (V, N'/V, C_v)
             return chosen, features.to(dtype or features.dtype)
 
         if all(count == 1 for count in views):  # one budget: all images at once
@@ -168,20 +199,21 @@ class ClipTower:
             kept.append(features)
         return selections, kept
 
-    def _run(self, pixels: Tensor) -> tuple[ScoredHalf, dict[int, Tensor]]:
-        """All layers before the output layer, that one's first half, and both layers' scores."""
+    def _run(self, pixels: Tensor, recording: Recording) -> ScoredHalf:
+        """All layers before the output layer and that one's first half; both layers' scores."""
         output = self.layers[self.output_layer - 1]
-        with self.capture.recording() as recording:
-            hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
-            for layer in self.layers[: self.output_layer - 1]:
-                hidden = self.run_layer(layer, hidden)
-            half = score_half(output, hidden, self.scored_queries)
-            # An object layer beyond the output layer is legal in the paper's ablation; then, and
-            # only then, layers after the output layer run.
-            if self.config.object_layer > self.output_layer:
-                for layer in self.layers[self.output_layer - 1 : self.config.object_layer]:
-                    hidden = self.run_layer(layer, hidden)
-            return half, {self.output_layer: half.score, **recording.found()}
+        hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))  # (B, 1+N, C_v)
+        for layer in self.layers[: self.output_layer - 1]:
+            hidden = self.run_layer(layer, hidden)
+        half = score_half(output, hidden, self.scored_queries)
+        if self.config.object_layer <= self.output_layer:
+            recording.add(self.output_layer, half.score)
+            return half
+        # An object layer beyond the output layer is legal in the paper's ablation; then, and only
+        # then, layers after the output layer run, and that one as a whole.
+        for layer in self.layers[self.output_layer - 1 : self.config.object_layer]:
+            hidden = self.run_layer(layer, hidden)
+        return half
 
     def _finish(self, half: ScoredHalf, rows: slice, chosen: TokenSelection) -> Tensor:
         """The output layer's features of the kept tokens, (B', N', C_v)."""

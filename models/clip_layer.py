@@ -64,12 +64,12 @@ def finish_half(layer: Any, half: ScoredHalf, rows: slice, kept: Tensor) -> Tens
     """
     attention = layer.self_attn
     kept = kept.to(half.hidden.device)
-    query = _gather(half.query[rows], kept)  # (B', H, N', D)
+    query = gather(half.query[rows], kept)  # (B', H, N', D)
     out = torch.nn.functional.scaled_dot_product_attention(
         query, half.key[rows], half.value[rows], scale=attention.scale
     )
     out = out.transpose(1, 2).flatten(2)  # (B', H, N', D) -> (B', N', C_v)
-    hidden = _gather(half.hidden[rows], kept) + attention.out_proj(out)
+    hidden = gather(half.hidden[rows], kept) + attention.out_proj(out)
     return hidden + layer.mlp(layer.layer_norm2(hidden))
 
 
@@ -113,7 +113,7 @@ def heads(attention: Any, x: Tensor) -> Tensor:
     return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
 
-def _gather(tokens: Tensor, kept: Tensor) -> Tensor:
+def gather(tokens: Tensor, kept: Tensor) -> Tensor:
     """(B', ..., T, D) and (B', N') -> (B', ..., N', D)."""
     index = kept.view(len(kept), *[1] * (tokens.ndim - 3), -1, 1)
     return tokens.gather(-2, index.expand(*tokens.shape[:-2], -1, tokens.shape[-1]))

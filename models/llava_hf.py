@@ -22,6 +22,8 @@ from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.selection import TokenSelection
 
+_SELECT = "select_hidden_states"
+
 
 @register(
     "transformers",
@@ -68,7 +70,7 @@ class LlavaHf(Transformers):
         ]
 
         def encode(wanted: dict) -> Encoded:
-            return _encode(model, tower, pixels, views, columns, spans)
+            return _encode(model, tower, pixels, views, columns, spans, wanted)
 
         return spans, encode
 
@@ -80,9 +82,14 @@ def _encode(
     views: list[int],
     columns: list[int | None],
     spans: list[ImageSpan],
+    wanted: dict,
 ) -> Encoded:
-    """The tower up to the output layer, the projector on the kept."""
+    """The tower up to the output layer, the projector on the kept.
+
+    The whole tower, as the model runs it, where somebody would see the difference.
+    """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.utils import output_capturing as capturing
 
     if pixels.ndim == 5:  # images with fewer views than the most are filled up with zeros
         each = zip(pixels, views, strict=True)
@@ -90,11 +97,23 @@ def _encode(
     weight = tower.vision.embeddings.patch_embedding.weight
     if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
         pixels = pixels.to(weight.device)
-    selections, kept = tower.encode(pixels, views, lambda index, _: columns[index])
+    output, layer = BaseModelOutputWithPooling(), model.config.vision_feature_layer
+
+    def run(pixels: Tensor) -> Tensor:
+        nonlocal output
+        # As the model asks: for the one layer since transformers 5.23; LLaVA-NeXT for no maps.
+        asked = {"output_hidden_states": layer if hasattr(capturing, _SELECT) else True}
+        asked |= {} if _pinpoints(model) else wanted
+        output = tower.vision(pixels, return_dict=True, **asked)
+        return output.hidden_states[layer]
+
+    whole = run if wanted or tower.looked_at(pixels) else None
+    selections, kept = tower.encode(pixels, views, lambda index, _: columns[index], run=whole)
     projected = model.model.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
     features = list(projected.split([len(image) for image in kept]))
     places = [_places(*each) for each in zip(selections, spans, strict=True)]
-    return Encoded(features, selections, places, BaseModelOutputWithPooling(pooler_output=features))
+    output.pooler_output = features
+    return Encoded(features, selections, places, output)
 
 
 def _places(selection: TokenSelection, span: ImageSpan) -> Tensor:

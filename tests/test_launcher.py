@@ -141,7 +141,7 @@ def test_a_model_that_is_not_llavas_is_refused(module, monkeypatch, capsys):
     monkeypatch.setattr(builder, "load_pretrained_model", lambda *_, **__: (0, model, 0, 0))
     text = "from llava.model.builder import load_pretrained_model as load; load('x', None, 'x')"
     assert launcher.main(["-m", module(text)]) == 1
-    assert "Other; accepted is an instance of llava's" in capsys.readouterr().err
+    assert "Other; expected an instance of llava's" in capsys.readouterr().err
 
 
 def test_without_the_llava_package(module, monkeypatch, capsys):
