@@ -125,14 +125,14 @@ def captured(layers: Mapping[int, ScoredLayer]) -> Iterator[Recording]:
             hook.detach(module)
 
 
-def observed(module: nn.Module, inside: bool = True) -> bool:
-    """Would anybody else see how the module, or a part of it where ``inside``, is called?
+def observed(module: nn.Module, parts: bool = True) -> bool:
+    """Would anybody else see how the module, or a part of it, is called?
 
     By a hook, or by a forward of their own. transformers' own hooks, which it leaves wherever it
     once was asked for attentions or hidden states, do nothing unless asked again; accelerate's
     that bring weights and inputs to a device do nothing else.
     """
-    for part in module.modules() if inside else (module,):
+    for part in module.modules() if parts else [module]:
         hook = vars(part).get("_hf_hook")
         if overridden(part) or (hook is not None and type(hook).__name__ != _ALIGNING):
             return True

@@ -253,7 +253,7 @@ def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
         or any(
             getattr(vision.config, f"output_{x}", False) for x in ("attentions", "hidden_states")
         )
-        or any(observed(module, inside=False) for module in around)
+        or any(observed(module, parts=False) for module in around)
         or any(observed(layer) for layer in skipped)
         or torch.compiler.is_compiling()
         or any(m._compiled_call_impl or "_orig_mod" in m._modules for m in (*around, *skipped))
