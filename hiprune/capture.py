@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hiprune.errors import HiPruneError
+from hiprune.handle import overridden
 
 _RECORDING: ContextVar[Recording | None] = ContextVar("hiprune_recording", default=None)
 _HOOKS = (
@@ -124,15 +125,16 @@ def captured(layers: Mapping[int, ScoredLayer]) -> Iterator[Recording]:
             hook.detach(module)
 
 
-def observed(module: nn.Module, inside: bool = True) -> bool:
-    """Would anybody else see how the module, or a part of it where ``inside``, is called?
+def observed(module: nn.Module, parts: bool = True) -> bool:
+    """Would anybody else see how the module, or a part of it, is called?
 
     By a hook, or by a forward of their own. transformers' own hooks, which it leaves wherever it
     once was asked for attentions or hidden states, do nothing unless asked again; accelerate's
     that bring weights and inputs to a device do nothing else.
     """
-    for part in module.modules() if inside else (module,):
-        if "forward" in vars(part) and type(vars(part).get("_hf_hook")).__name__ != _ALIGNING:
+    for part in module.modules() if parts else [module]:
+        hook = vars(part).get("_hf_hook")
+        if overridden(part) or (hook is not None and type(hook).__name__ != _ALIGNING):
             return True
         for name in "_forward_hooks", "_forward_pre_hooks", "_backward_hooks":
             for hook in getattr(part, name).values():

@@ -234,6 +234,18 @@ def _places(module: Any, name: str) -> tuple[str, ...]:
     return ("_old_forward", name) if hooked else (name,)
 
 
+def overridden(module: Any) -> bool:
+    """Does anybody's forward but its class's stand on the instance, over ours or beneath it?
+
+    accelerate's hooks leave the class's own there when they go.
+    """
+    attributes = vars(module)
+    standing = attributes.get("_old_forward" if "_hf_hook" in attributes else "forward")
+    found = [standing, *(before for _, before in attributes.get(_BEFORE, {}).values())]
+    own = [vars(cls).get("forward") for cls in type(module).__mro__]
+    return any(each and getattr(each, "__func__", each) not in own for each in found)
+
+
 class _Methods:
     """A module of a patched class."""
 

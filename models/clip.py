@@ -27,7 +27,7 @@ from torch import Tensor
 from hiprune.capture import AttentionCapture, Recording, ScoredLayer, observed
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.handle import STATE, Part, PruneHandle
+from hiprune.handle import STATE, Part, PruneHandle, overridden
 from hiprune.methods import Images, method_of
 from hiprune.selection import TokenSelection
 
@@ -84,10 +84,8 @@ class ClipTower:
             for number in sorted({self.config.object_layer, self.output_layer})
         }
         for attention in [layer.self_attn for layer in layers] if self.tuples else []:
-            own = "forward" in vars(attention) and not hasattr(attention, "_hf_hook")
-            if not own and type(attention).__module__.startswith("transformers."):
-                # Somebody's own may have any kernel.
-                handle.patch(attention, _Attention, self, anew=True)
+            if not overridden(attention) and type(attention).__module__.startswith("transformers."):
+                handle.patch(attention, _Attention, self, anew=True)  # else it may have any kernel
         handle.placed(self.capture.attach(scored))
         for layer in layers[self.output_layer - 1 :]:
             handle.patch(layer, _Layer, self)
@@ -255,7 +253,7 @@ def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
         or any(
             getattr(vision.config, f"output_{x}", False) for x in ("attentions", "hidden_states")
         )
-        or any(observed(module, inside=False) for module in around)
+        or any(observed(module, parts=False) for module in around)
         or any(observed(layer) for layer in skipped)
         or torch.compiler.is_compiling()
         or any(m._compiled_call_impl or "_orig_mod" in m._modules for m in (*around, *skipped))

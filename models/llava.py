@@ -106,6 +106,8 @@ class _Model(Part):
     ) -> Any:
         """The package's method; views are handed to it as one image each."""
         text = (input_ids, position_ids, attention_mask, past_key_values, labels)
+        if images is not None and input_ids.shape[1] > 1:  # else a step on a cache
+            _check_images(input_ids, attention_mask, len(images))
         with _preparing(vars(model)[STATE], images, image_sizes) as images:
             return original(*text, images, image_sizes)
 
@@ -140,6 +142,22 @@ class _VisionTower(Part):
             return original(images)
         pixels = images.to(device=clip.device, dtype=clip.dtype)
         return clip.vision_tower(pixels)[0].to(images.dtype)
+
+
+def _check_images(input_ids: Tensor, attention_mask: Tensor | None, images: int) -> None:
+    """The package takes an image for each placeholder, and a blank one for a prompt without."""
+    from llava.constants import IMAGE_TOKEN_INDEX
+
+    placeholders = input_ids == IMAGE_TOKEN_INDEX
+    if attention_mask is not None:
+        placeholders = placeholders & attention_mask.bool()
+    counts = placeholders.sum(dim=1).tolist()
+    needed = sum(max(count, 1) for count in counts)
+    if images < needed:
+        raise HiPruneError(
+            f"images: {images} for prompts with {counts} placeholders; expected {needed}, one for "
+            "each and a blank one for a prompt without"
+        )
 
 
 def _grid_columns(model: Any, side: int, sizes: Any, index: int, views: int) -> int | None:

@@ -93,14 +93,16 @@ def _encode(
     weight = vision.embeddings.patch_embedding.weight
     if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
         pixels = pixels.to(weight.device)
+    # Since transformers 5.23 LLaVA hands on what it is asked for, LLaVA-NeXT does not, and both ask
+    # for the hidden state of this index alone.
+    newer = hasattr(output_capturing, "select_hidden_states")
+    wanted = wanted if newer and _pinpoints(model) is None else {}
     with tower.passing([vision], pixels, views, columns, any(wanted.values())) as run:
         if run.short:
             output, features = BaseModelOutputWithPooling(), vision(pixels)[0]
         else:
-            # Since transformers 5.23 the model asks for the hidden state of this index alone.
-            by_index = hasattr(output_capturing, "select_hidden_states")
-            states = model.config.vision_feature_layer if by_index else True
-            states = wanted.get("output_hidden_states") or states
+            states = wanted.get("output_hidden_states")
+            states = states or (model.config.vision_feature_layer if newer else True)
             output = vision(pixels, return_dict=True, **{**wanted, "output_hidden_states": states})
             features = output.hidden_states[tower.output_layer][:, 1:]
     kept = run.kept(features)  # (N', C_v) of each image

@@ -58,9 +58,9 @@ class Qwen25VL(Transformers):
         spans = tower.spans(visual, sizes)
 
         def encode(wanted: dict) -> Encoded:
-            with tower.passing(visual, sizes, bool(wanted)) as run:
+            with tower.passing(visual, sizes, pixels.device, bool(wanted)) as run:
                 features = getattr(model.model, f"get_{kind.name}_features")
-                output = features(pixels, sizes, return_dict=True, **wanted)
+                output = features(pixels, sizes, return_dict=True, **run.windows, **wanted)
             kept = torch.cat(output.pooler_output)[flat_indices(run.selections)]  # (sum of N', C)
             output.pooler_output = kept.split([span.kept for span in spans])
             places = [flat_indices([selection]) for selection in run.selections]

@@ -9,7 +9,6 @@ can see it: without gradients, without hooks of others, without attentions asked
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +26,15 @@ from hiprune.methods import Images, method_of
 from hiprune.scores import received_attention_packed
 from hiprune.selection import TokenSelection
 
-_PERMUTE = "permute_input_for_window_attn"
+
+def windows(visual: Any, grid_thw: Tensor) -> dict[str, Tensor]:
+    """Which tokens, in raster order, the tower's windows hold, and where each window ends."""
+    from transformers.vision_utils import get_vision_window_index
+
+    index, ends = get_vision_window_index(
+        grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size
+    )
+    return {"window_index": index, "cu_window_seqlens": ends}
 
 
 def rotated(attention: Any, qkv: Tensor, position_embeddings: Any) -> tuple[Tensor, ...]:
@@ -52,11 +59,7 @@ def _score(
 
 
 class WindowedTower:
-    """What is known of one patched model's tower; it holds no module.
-
-    Raises:
-        HiPruneError: what this tower cannot have.
-    """
+    """What is known of one patched model's tower; it holds no module."""
 
     def __init__(self, visual: Any, config: HiPruneConfig) -> None:
         self.output_layer = len(visual.blocks)
@@ -75,13 +78,9 @@ class WindowedTower:
         self.capture = AttentionCapture()
 
     def patch(self, handle: PruneHandle, visual: Any) -> None:
-        scored = {self.config.object_layer, self.output_layer}
-        handle.placed(
-            self.capture.attach(
-                {n: scored_layer(visual.blocks[n - 1].attn) for n in sorted(scored)}
-            )
-        )
-        handle.patch(visual, _Tower, self)
+        scored = sorted({self.config.object_layer, self.output_layer})
+        layers = {n: scored_layer(visual.blocks[n - 1].attn) for n in scored}
+        handle.placed(self.capture.attach(layers))
         handle.patch(visual.blocks[-1], _LastBlock, self)
         handle.patch(visual.merger, _Merger, self)
 
@@ -97,10 +96,12 @@ class WindowedTower:
         return min(self.config.budget(tokens), tokens)
 
     @contextmanager
-    def passing(self, visual: Any, grid_thw: Tensor, looked_at: bool) -> Iterator[_Pass]:
+    def passing(
+        self, visual: Any, grid_thw: Tensor, device: torch.device, looked_at: bool
+    ) -> Iterator[_Pass]:
         """One run of the tower, whose tokens are chosen; ``looked_at``: its maps are asked for."""
         with self.capture.recording() as recording:
-            token = _PASS.set(_Pass(self, visual, grid_thw.tolist(), recording, looked_at))
+            token = _PASS.set(_Pass(self, visual, grid_thw, recording, device, looked_at))
             try:
                 yield _PASS.get()
             finally:
@@ -113,6 +114,7 @@ class _Pass:
     Attributes:
         selections: one an image or video; its rows are the frames (one for an image), its tokens
             merged tokens in raster order.
+        windows: the order of its windows, as the tower's own arguments.
         raster: (N,) place in window order of each token in raster order.
         kept: (sum of N',) those of the kept ones, once they are chosen.
     """
@@ -121,20 +123,23 @@ class _Pass:
         self,
         tower: WindowedTower,
         visual: Any,
-        grids: list[list[int]],
+        grid_thw: Tensor,
         recording: Recording,
+        device: torch.device,
         looked_at: bool,
     ) -> None:
-        self.tower, self.grids, self.recording = tower, grids, recording
+        self.tower, self.grids, self.recording = tower, grid_thw.tolist(), recording
         self.merge = visual.spatial_merge_size
         self.selections: list[TokenSelection] = []
-        self.raster: Tensor | None = None
+        self.windows = windows(visual, grid_thw)
+        # Ahead of the first block: the index comes from the host, and copying it waits.
+        self.raster = torch.argsort(self.windows["window_index"].to(device))
         self.kept: Tensor | None = None
         self.gradients = torch.is_grad_enabled()
         # A last block with windows (no released model has one) runs as it is: how many tokens
         # each of its windows keeps, only the device knows.
         full = tower.output_layer - 1 in visual.fullatt_block_indexes
-        tokens = [height * width // self.merge**2 for _, height, width in grids]
+        tokens = [height * width // self.merge**2 for _, height, width in self.grids]
         self.drops = full and not looked_at and any(tower.budget(n) < n for n in tokens)
 
     def cuts_short(self, block: Any, hidden: Tensor) -> bool:
@@ -179,18 +184,6 @@ def _pass_of(module: Any) -> _Pass | None:
     """The pass that runs, if it is one of this module's tower."""
     found = _PASS.get()
     return found if found is not None and found.tower is vars(module)[STATE] else None
-
-
-class _Tower(Part):
-    def permute_input_for_window_attn(
-        visual: Any, original: Callable, tensor: Tensor, window_index: Tensor, *args, **kwargs
-    ) -> Tensor:
-        """The order of the windows is noted on the way."""
-        run = _pass_of(visual)
-        if run is not None and run.raster is None:
-            # Ahead of the first block: the index comes from the host, and copying it waits.
-            run.raster = torch.argsort(window_index.to(tensor.device))
-        return original(tensor, window_index, *args, **kwargs)
 
 
 class _LastBlock(Part):
@@ -268,13 +261,15 @@ def maps(visual: Any, pixels: Tensor, grid_thw: Any, **inputs: Any) -> tuple[Ten
     """(blocks, frames, N) scores and (frames, N, C) merged tokens; see :mod:`hiprune.maps`."""
     tokens, unit = _tokens(visual, grid_thw), visual.spatial_merge_unit
     layers = {number: scored_layer(block.attn) for number, block in enumerate(visual.blocks, 1)}
-    with captured(layers) as recording, _window_order(visual) as order:
-        output = visual(pixels, grid_thw, **inputs)
+    order = windows(visual, grid_thw)
+    with captured(layers) as recording:
+        output = visual(pixels, grid_thw, **order, **inputs)
         scores = recording.found()
     device = scores[1].device  # the blocks may lie on several
     patches = torch.stack([scores[n].to(device) for n in sorted(scores)])  # (blocks, 4 sum of N)
     # 4 consecutive patches are one token: their mean, in raster order
-    merged = patches.unflatten(1, (-1, unit)).mean(dim=2)[:, torch.argsort(order[0]).to(device)]
+    raster = torch.argsort(order["window_index"]).to(device)
+    merged = patches.unflatten(1, (-1, unit)).mean(dim=2)[:, raster]
     # The sum over the frame's 4 N queries is turned into the mean.
     found = merged.unflatten(1, (-1, tokens)) / (tokens * unit)
     return found, output.pooler_output.unflatten(0, (-1, tokens))
@@ -296,23 +291,3 @@ def _tokens(visual: Any, grid_thw: Any) -> int:
         )
     height, width = grids.pop()
     return height * width // visual.spatial_merge_unit
-
-
-@contextmanager
-def _window_order(visual: Any) -> Iterator[list[Tensor]]:
-    """Note, while it lasts, the (sum of N,) raster indices that the tower puts its tokens in."""
-    found: list[Tensor] = []
-    original, before = getattr(visual, _PERMUTE), vars(visual).get(_PERMUTE)
-
-    @functools.wraps(original)
-    def permute(tensor: Tensor, window_index: Tensor, **kwargs: Any) -> Tensor:
-        found.append(window_index)
-        return original(tensor, window_index, **kwargs)
-
-    vars(visual)[_PERMUTE] = permute
-    try:
-        yield found
-    finally:
-        del vars(visual)[_PERMUTE]
-        if before is not None:
-            vars(visual)[_PERMUTE] = before

@@ -112,6 +112,19 @@ def placed(logits: Tensor, rows: Sequence[Tensor], pads_right: Sequence[int]) ->
     ]
 
 
+def check_rows(
+    family: Family, model: Any, arguments: dict, images: Sequence[int], found: Tensor
+) -> None:
+    """(B, T', V) logits of left-padded prompts pruned to a third, against those by hand.
+
+    ``model``: unpatched by now.
+    """
+    alone = family.alone(arguments, images)
+    for line, row in zip(found, alone, strict=True):
+        by_hand, _ = family.by_hand(model, row, family.third, 1)
+        close(line[-len(by_hand) :], by_hand)
+
+
 def close_where_real(found: Tensor, expected: Tensor, plain: dict) -> None:
     """(B, T, V) logits but at padded positions, which are nobody's result."""
     assert found.shape == expected.shape

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from families import over_families, over_transformers
-from family import close, forward
+from family import check_rows, close, forward
 
 import hiprune
 
@@ -178,11 +178,7 @@ def test_lora_put_on_after_apply(family, targets):
     close(found, forward(adapted, arguments).logits, exact=True)
     close(chosen, kept(again), exact=True)
     again.remove()
-    rows = [
-        family.by_hand(model, row, family.third, 1)[0] for row in family.alone(arguments, [1, 2])
-    ]
-    for line, row in zip(found, rows, strict=True):
-        close(line[-len(row) :], row)
+    check_rows(family, model, arguments, [1, 2], found)
 
 
 @over_transformers
@@ -205,11 +201,7 @@ def test_lora_merged_and_taken_off_while_applied(family):
     assert merged is model
     close(forward(merged, arguments).logits, expected)
     handle.remove()
-    rows = [
-        family.by_hand(model, row, family.third, 1)[0] for row in family.alone(arguments, [1, 2])
-    ]
-    for line, row in zip(expected, rows, strict=True):
-        close(line[-len(row) :], row)
+    check_rows(family, model, arguments, [1, 2], expected)
     assert forward(merged, arguments).logits.shape[1] == arguments["input_ids"].shape[1]
 
 
