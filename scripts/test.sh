@@ -11,7 +11,11 @@ usage: bash scripts/test.sh [pytest arguments]
 
 Makes the two environments, .venv-llava (the `llava` package) and .venv-qwen (transformers' own
 models), where they are missing or their pins have changed, and runs in each the tests that can run
-there. No GPU and no model hub needed. ONLY=llava or ONLY=qwen: one environment alone.
+there: in as many processes as there are cores, 8 at most, with one thread each. No GPU and no model
+hub needed.
+
+  ONLY   llava or qwen: one environment alone
+  JOBS   processes; 0: the tests run in pytest's own, as a debugger needs it
 USAGE
         exit 0
         ;;
@@ -19,8 +23,12 @@ esac
 
 case "${ONLY-}" in
     "" | llava | qwen) ;;
-    *) echo "ONLY='$ONLY': accepted is llava or qwen" >&2; exit 2 ;;
+    *) echo "ONLY='$ONLY': expected llava or qwen" >&2; exit 2 ;;
 esac
+
+jobs=$(getconf _NPROCESSORS_ONLN)
+jobs=${JOBS:-$((jobs < 8 ? jobs : 8))}
+[[ $jobs =~ ^[0-9]+$ ]] || { echo "JOBS='$jobs': expected a whole number from 0" >&2; exit 2; }
 
 source scripts/env/common.sh
 status=0
@@ -31,6 +39,7 @@ for name in llava qwen; do
         VENV=$VENV bash "setup_$name.sh"
     fi
     echo "tests in .venv-$name"
-    "$VENV/bin/python" -m pytest "$@" || status=1
+    # A file stays in one process, for what its tests share; files in the order of conftest.py.
+    "$VENV/bin/python" -m pytest -n "$jobs" --dist loadfile --no-loadscope-reorder "$@" || status=1
 done
 exit $status

@@ -8,6 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+# Models this small lose more to threads that wait for each other than they gain, and a process a
+# core keeps the cores busy. Read when torch is first imported, here and by what the tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
@@ -34,6 +39,21 @@ if find_spec("llava") is None:
             "tables",
         )
     ]
+
+
+# Minutes of processes: begun first, so that no core waits at the end for the other. The longest
+# first, as measured; what is not named takes seconds.
+LONG = (
+    "bench",
+    "bench_qwen",
+    "notebooks",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files in LONG first; the order within a file stays, which its shared fixtures need."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(autouse=True)

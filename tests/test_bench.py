@@ -2,6 +2,7 @@
 
 Each launch takes ten seconds and more, so that one story is told by few of them: a command is
 interrupted, started again until its good task is done and its bad one has failed, and once more.
+What is not about the processes runs in this one.
 """
 
 import json
@@ -17,12 +18,13 @@ import pytest
 
 pytest.importorskip("llava", reason="the llava package lives in .venv-llava alone")
 
+from bench_in_process import VARIABLES, bench_here
+
 ROOT = Path(__file__).resolve().parents[1]
 GOOD, BAD = "hiprune_tiny", "no_such_task"
 LIMIT = 5  # odd: two processes cannot share it out evenly; a question of each kind
 SETTINGS = {"HIPRUNE_RETENTION": "17", "HIPRUNE_ALPHA": "0.25", "HIPRUNE_OBJECT_LAYER": "5"}
 METRICS = ("existence_accuracy", "existence_f1", "colour", "shape", "count", "position")
-VARIABLES = ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT")
 
 
 def start(folder, script="bench_llava.sh", **variables):
@@ -49,6 +51,11 @@ def bench(folder, **variables):
     process = start(folder, **variables)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
+
+
+def bench_in_this_process(folder, script="bench_llava.sh", **variables):
+    variables = {"OUTPUT": str(folder / "the logs"), "LIMIT": str(LIMIT), **variables}
+    return bench_here(script, "--tiny", **variables)
 
 
 def results(folder, task=GOOD, setting="*"):
@@ -113,7 +120,7 @@ def again(finished, folder):
     before = results(folder)
     log = next(folder.glob(f"the logs/*/*/{BAD}.failed/log.txt"))
     marks = before["date"], log.stat().st_mtime_ns
-    status, output = bench(folder, TASKS=f"{GOOD} {BAD}", **SETTINGS)
+    status, output = bench_in_this_process(folder, TASKS=f"{GOOD} {BAD}", **SETTINGS)
     return status, output, marks, (results(folder)["date"], log.stat().st_mtime_ns)
 
 
@@ -192,7 +199,7 @@ def test_two_processes_give_the_scores_of_one(finished, folder, tmp_path):
 
 
 def test_a_trained_model_answers(tmp_path):
-    status, output = bench(tmp_path, RETENTIONS="unpruned", LIMIT="10")
+    status, output = bench_in_this_process(tmp_path, RETENTIONS="unpruned", LIMIT="10")
     assert status == 0, output
     assert share_of_right_answers(tmp_path, "unpruned*") >= 0.8
     record = results(tmp_path)["hiprune"]
@@ -201,7 +208,7 @@ def test_a_trained_model_answers(tmp_path):
 
 def test_llava_next(tmp_path):
     settings = {"RETENTIONS": "unpruned 163", "LIMIT": "10"}
-    status, output = bench(tmp_path, script="bench_llava_next.sh", **settings)
+    status, output = bench_in_this_process(tmp_path, "bench_llava_next.sh", **settings)
     assert status == 0, output
     assert share_of_right_answers(tmp_path, "unpruned*") >= 0.8
     record = results(tmp_path, setting="retention-163_*")["hiprune"]

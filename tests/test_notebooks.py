@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("the notebooks need transformers 5", allow_module_level=True)
 
 import nbformat
+import run_notebooks
 from table_logs import Logs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,10 +25,26 @@ SCRIPT = ROOT / "scripts" / "run_notebooks.py"
 KEPT = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def run(*arguments: object, **variables: object) -> subprocess.CompletedProcess:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", **{k: str(v) for k, v in variables.items()}}
-    command = [sys.executable, "-W", "ignore", SCRIPT, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+@pytest.fixture
+def run(capfd):
+    """run_notebooks.py in this process, from the root; each kernel is a process of its own."""
+
+    def run(*arguments: object, **variables: object) -> subprocess.CompletedProcess:
+        command = [str(SCRIPT), *map(str, arguments)]
+        before = signal.getsignal(signal.SIGTERM)
+        capfd.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", command)
+            for name, value in variables.items():
+                patch.setenv(name, str(value))
+            try:
+                status = run_notebooks.main()
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        return subprocess.CompletedProcess(command, status, *capfd.readouterr())
+
+    return run
 
 
 def write(file: Path, *sources: str) -> Path:
@@ -61,7 +79,7 @@ def test_arguments_of_the_shell_script(arguments, code, expected):
     assert expected in (done.stderr if code else done.stdout)
 
 
-def test_names_and_variables_that_are_none(tmp_path):
+def test_names_and_variables_that_are_none(run, tmp_path):
     done = run("nothing")
     assert done.returncode == 2
     assert "no notebook 'nothing'; accepted are accuracy, attention_score" in done.stderr
@@ -73,7 +91,7 @@ def test_names_and_variables_that_are_none(tmp_path):
     assert "TIMEOUT='soon': accepted is an integer of at least 1" in done.stderr
 
 
-def test_a_broken_cell_fails_and_the_others_run(tmp_path):
+def test_a_broken_cell_fails_and_the_others_run(run, tmp_path):
     broken = write(tmp_path / "broken.ipynb", "x = 1", "print(x)\n1 / 0", "print('never')")
     whole = write(tmp_path / "whole.ipynb", "from paths import ROOT\nprint(ROOT / 'there')")
     slow = write(tmp_path / "slow.ipynb", "import time", "time.sleep(60)")
@@ -110,7 +128,7 @@ def test_what_ends_it_ends_the_kernel_too(tmp_path):
         os.kill(int(begun.read_text()), 0)
 
 
-def test_variables_as_the_user_spells_them(tmp_path):
+def test_variables_as_the_user_spells_them(run, tmp_path):
     """The kernel finds the folder, and no notebook keeps where it lies."""
     source = "import paths\nf = paths.variable('LOGS')\nprint(f and (f.is_dir(), paths.shown(f)))"
     whole = write(tmp_path / "whole.ipynb", source)
@@ -127,7 +145,7 @@ def test_variables_as_the_user_spells_them(tmp_path):
         assert texts(nbformat.read(whole, as_version=4)) == f"{expected}\n"
 
 
-def test_tiny_writes_nothing_in_place(tmp_path):
+def test_tiny_writes_nothing_in_place(run, tmp_path):
     whole = write(tmp_path / "whole.ipynb", "from paths import TINY\nprint(TINY)")
     before = whole.read_bytes()
     for variables in ({}, {"OUTPUT": ""}):
@@ -145,7 +163,9 @@ def test_all_of_them_run(tmp_path):
     for budget in (None, 48, 16):
         metrics = {"existence_accuracy,none": 0.8}
         logs.write("hiprune_tiny", metrics, budget, checkpoint="x/llava-1.5-tiny", object_layer=3)
-    done = run("--tiny", OUTPUT=tmp_path, LOGS=logs.folder)
+    env = {**os.environ, "OUTPUT": str(tmp_path), "LOGS": str(logs.folder)}
+    command = [sys.executable, "-W", "ignore", SCRIPT, "--tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": ok in ") == len(KEPT) == 7
     for file in KEPT:
