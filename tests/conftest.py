@@ -35,7 +35,6 @@ if find_spec("llava") is None:
             "launcher",
             "llava_eval",
             "llava_eval_files",
-            "package",
             "tables",
         )
     ]
