@@ -132,16 +132,20 @@ def observed(module: nn.Module, parts: bool = True) -> bool:
     once was asked for attentions or hidden states, do nothing unless asked again; accelerate's
     that bring weights and inputs to a device do nothing else.
     """
-    for part in module.modules() if parts else [module]:
-        hook = vars(part).get("_hf_hook")
+    left = [module]
+    while left:  # quicker than modules(), for it runs before every pass
+        attributes = vars(part := left.pop())
+        hook = attributes.get("_hf_hook")
         if overridden(part) or (hook is not None and type(hook).__name__ != _ALIGNING):
             return True
         for name in "_forward_hooks", "_forward_pre_hooks", "_backward_hooks":
-            for hook in getattr(part, name).values():
+            for hook in attributes[name].values():
                 if not isinstance(hook, (_Score, _Watch, _Keep)) and not getattr(
                     hook, "__module__", ""
                 ).startswith("transformers."):
                     return True
+        if parts:
+            left += [each for each in attributes["_modules"].values() if each is not None]
     return False
 
 

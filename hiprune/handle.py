@@ -241,9 +241,11 @@ def overridden(module: Any) -> bool:
     """
     attributes = vars(module)
     standing = attributes.get("_old_forward" if "_hf_hook" in attributes else "forward")
+    if standing is None:
+        return False
     found = [standing, *(before for _, before in attributes.get(_BEFORE, {}).values())]
     own = [vars(cls).get("forward") for cls in type(module).__mro__]
-    return any(each and getattr(each, "__func__", each) not in own for each in found)
+    return any(getattr(each, "__func__", each) not in own for each in found)
 
 
 class _Methods:

@@ -242,7 +242,7 @@ def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
     """Would anybody see that the tower is cut short?"""
     vision, inner = modules[-1], _transformer(modules[-1])
     around = (*modules, inner, inner.encoder, inner.post_layernorm)
-    skipped = inner.encoder.layers[tower.output_layer - 1 :]  # in part, or all of it
+    skipped = list(inner.encoder.layers)[tower.output_layer - 1 :]  # in part, or all of it
     attention, weights = skipped[0].self_attn, vision.parameters()
     # A hook may bring in what wants a gradient, anywhere.
     gradients = torch.is_grad_enabled() and (
