@@ -120,7 +120,7 @@ def test_the_tiny_ablation_makes_what_it_needs_and_runs_every_setting(family, mo
         monkeypatch.delenv(name, raising=False)
     run = []
     monkeypatch.setattr(bench_program, "make_tiny", create_autospec(bench_program.make_tiny))
-    monkeypatch.setattr(bench_program, "run_all", lambda runs: run.extend(runs) or {})
+    monkeypatch.setattr(bench_program, "run_all", lambda runs, *_: run.extend(runs) or {})
     monkeypatch.setattr(bench_program, "end_on_signals", lambda: None)
     monkeypatch.setattr(ablation, "report", lambda settings: None)
     monkeypatch.setattr("sys.argv", ["ablation.py", "--family", family, "--tiny"])

@@ -346,7 +346,7 @@ def test_arguments_that_are_not_accepted(capsys, arguments, message):
         ("--part kernel --device cpu", "accepted is a CUDA GPU"),
         ("--model tiny --prompt hello", "prompt='hello' with random weights"),
         ("--model tiny --image /nowhere.png", "image='/nowhere.png': "),
-        ("--model tiny --retention 145", "retention=145: accepted is 1 to 144"),
+        ("--model tiny --retention 145", "retention=145: expected 1 to 144"),
         ("--model llava-1.5-7b --checkpoint /nowhere-llava", "/nowhere-llava"),
         pytest.param(
             "--model tiny-qwen", "setup_qwen.sh",

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, PACKAGE, over_families
+from matrix import FAMILIES, PACKAGE, over_families
 from family import forward
 
 import hiprune

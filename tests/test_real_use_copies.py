@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from families import over_families
+from matrix import over_families
 from family import check_rows, close, forward, right_or_refused
 
 import hiprune

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, over_families
+from matrix import FAMILIES, over_families
 from family import close, error_of, forward, right_or_refused
 
 import hiprune

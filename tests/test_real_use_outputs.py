@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import over_transformers
+from matrix import over_transformers
 from family import close, forward
 
 import hiprune

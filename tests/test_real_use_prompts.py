@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from families import over_families, over_transformers
+from matrix import over_families, over_transformers
 from family import BY_TOKEN, close, close_where_real, error_of, forward, placed, right_or_refused
 
 import hiprune

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from families import over_families
+from matrix import over_families
 from family import forward
 
 import hiprune

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from families import over_families, over_transformers
+from matrix import over_families, over_transformers
 from family import check_rows, close, forward
 
 import hiprune

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import over_families
+from matrix import over_families
 from family import check_rows, close, forward, state
 
 import hiprune

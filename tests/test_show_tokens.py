@@ -182,12 +182,12 @@ def test_files_that_are_no_pictures(at, capsys):
         (["--model", "no/such/folder"], r"--model no/such/folder:.*accepted is one of tiny, tiny-"),
         (["--model", "bert"], "--model bert: its model_type is 'bert'; accepted is one of tiny,"),
         (["--retention", "0"], "--retention '0': expected an integer from 1 to 576"),
-        (["--retention", "500"], "retention=500: accepted is 1 to 144"),
+        (["--retention", "500"], "retention=500: expected 1 to 144"),
         (["--retention", "0.3"], "--retention '0.3': expected an integer"),
         (["--model", "tiny-qwen", "--retention", "50"], "--retention '50': expected a number"),
-        (["--model", "tiny-llava-next", "--retention", "4"], "retention=4: accepted is 5 to"),
+        (["--model", "tiny-llava-next", "--retention", "4"], "retention=4: expected 5 to"),
         (["--alpha", "2"], "--alpha '2': expected a number from 0 to 1"),
-        (["--object-layer", "9"], "object_layer=9: accepted is 1 to 8"),
+        (["--object-layer", "9"], "object_layer=9: expected 1 to 8"),
         (["--object-layer", "x"], "--object-layer 'x': expected an integer"),
         (["--out", "no/folder/x.png"], "no folder no/folder"),
         (["--out", "x.abc"], r"--out x.abc:.*accepted is .png"),
@@ -234,4 +234,4 @@ def test_the_command_itself(at, assets):
     # The family's own defaults do not fit a model of this size: said, not guessed.
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "accepted is 1 to 8" in done.stderr or "accepted is 1 to 144" in done.stderr
+    assert "expected 1 to 8" in done.stderr or "expected 1 to 144" in done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from families import over_families
+from matrix import over_families
 from family import close, close_where_real, forward, placed
 
 import hiprune
