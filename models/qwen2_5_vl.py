@@ -96,7 +96,6 @@ class Qwen25VL(Transformers):
         return found, ahead
 
     # Of the registry of encoders: see hiprune.maps.
-
     def extra_tokens(self, visual: Any) -> int:
         """None: the tower has image tokens alone."""
         return 0

@@ -117,24 +117,21 @@ def test_budget_per_view_of_llava_next(retention):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_what_the_result_needs_runs(monkeypatch, family):
+def test_only_what_the_result_needs_runs(family, monkeypatch):
     model = load(family)
-    ran, seen = [], []
-    # (layer, tokens of a view) of the attention's projections and of the MLP; without hooks, for
-    # which the tower would run as it is.
-    numbers = {
-        linear: number
-        for number, layer in enumerate(model.model.vision_tower.encoder.layers, 1)
-        for linear in (layer.self_attn.k_proj, layer.mlp.fc2)
-    }
+    ran, seen, numbers = [], [], {}
+    for number, layer in enumerate(model.model.vision_tower.encoder.layers, 1):
+        numbers |= {id(layer.self_attn.k_proj): number, id(layer.mlp.fc2): number}
     linear = torch.nn.Linear.forward
 
-    def forward_of(module, x):
-        if module in numbers:
-            ran.append((numbers[module], x.shape[1]))
-        return linear(module, x)
+    def forward_(module, hidden):
+        # (layer, tokens of a view) of the attention's projections and of the MLP. Of the class:
+        # hooks on the modules would have the whole tower run, for all that they see.
+        if id(module) in numbers:
+            ran.append((numbers[id(module)], hidden.shape[1]))
+        return linear(module, hidden)
 
-    monkeypatch.setattr(torch.nn.Linear, "forward", forward_of)
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward_)
     projector = model.model.multi_modal_projector
     hook = projector.register_forward_hook(lambda m, a, out: seen.append(out.shape))
     with hiprune.prune(model, config(15)):

@@ -79,7 +79,8 @@ def test_the_record_counts_the_tokens_that_reach_the_language_model(build, famil
         model = build(family, batch_size=batch_size)
         model.generate_until(requests())
         record = model.record.as_dict()
-        assert (record["images"], record["retention"], record["object_layer"]) == (4, 15, 9)
+        # As deep in the 10 layers of this tower as 9 in 24.
+        assert (record["images"], record["retention"], record["object_layer"]) == (4, 15, 4)
         assert record["family"] == family.removesuffix("_hf")
         if family == "llava_hf":
             assert record["visual_tokens_per_image"] == 15

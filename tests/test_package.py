@@ -64,7 +64,8 @@ def elsewhere(wheel):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    method = {f"hiprune/{path.name}" for path in (ROOT / "hiprune").glob("*.py")}
+    modules = (ROOT / "hiprune").rglob("*.py")
+    method = {path.relative_to(ROOT).as_posix() for path in modules}
     adapters = {f"hiprune/models/{path.name}" for path in (ROOT / "models").glob("*.py")}
     assert found == method | adapters
     assert "hiprune/models/llava.py" in found
