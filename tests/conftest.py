@@ -40,12 +40,20 @@ if find_spec("llava") is None:
     ]
 
 
-# Minutes of processes: begun first, so that no core waits at the end for the other. The longest
-# first, as measured; what is not named takes seconds.
+# Half a minute and more each, the longest first: begun first, so that no core waits at the end.
 LONG = (
-    "bench",
-    "bench_qwen",
     "notebooks",
+    "bench",
+    "llava_eval",
+    "bench_qwen",
+    "package",
+    "show_tokens",
+    "bench_sys",
+    "llava",
+    "figures",
+    "flops",
+    "lmms",
+    "qwen",
 )
 
 

@@ -3,7 +3,7 @@
 Calls of a llava.eval module that asks a model are written to $FAKE_LOG, a JSON object a line, and
 every question is answered with "yes". The budget in $FAKE_FAIL fails after its first answer, and
 so does the chunk in $FAKE_FAIL_CHUNK; $FAKE_SLEEP makes all wait. Other calls are the real
-Python's.
+Python's, the one of forking_python.py at $FAKE_SERVER.
 """
 
 import csv
@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+
+from forking_python import run
 
 
 def option(name, default=None):
@@ -34,7 +36,7 @@ def questions():
 
 arguments = sys.argv[1:]
 if "--answers-file" not in arguments:
-    os.execv(sys.executable, [sys.executable, *arguments])
+    sys.exit(run(os.environ["FAKE_SERVER"], arguments))
 
 pruned = arguments[:2] == ["-m", "hiprune"]
 call = {

@@ -78,7 +78,7 @@ def read_lines(path):
 class Fake:
     """An environment without models (fake_python.py) and the folders of a test."""
 
-    def __init__(self, root, data):
+    def __init__(self, root, data, server):
         python = root / "venv" / "bin" / "python"
         python.parent.mkdir(parents=True)
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{TESTS}/fake_python.py" "$@"\n')
@@ -89,6 +89,7 @@ class Fake:
             "DATA": data,
             "OUTPUT": self.output,
             "FAKE_LOG": self.log,
+            "FAKE_SERVER": server,
         }
 
     def run(self, benchmark, **settings):
