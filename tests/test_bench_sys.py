@@ -5,9 +5,9 @@ Nothing here asserts how long anything takes.
 
 from __future__ import annotations
 
-import re
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec

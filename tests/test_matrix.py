@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from matrix import over_families
 from family import close, close_where_real, forward, placed
+from matrix import over_families
 
 import hiprune
 

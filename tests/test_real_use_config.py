@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from matrix import FAMILIES, PACKAGE, over_families
 from family import forward
+from matrix import FAMILIES, PACKAGE, over_families
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError

@@ -10,8 +10,8 @@ import weakref
 
 import pytest
 import torch
-from matrix import over_families
 from family import check_rows, close, forward, right_or_refused
+from matrix import over_families
 
 import hiprune
 

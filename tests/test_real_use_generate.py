@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from matrix import over_families, over_transformers
 from family import STEPS, error_of, forward, right_or_refused
+from matrix import over_families, over_transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import hiprune

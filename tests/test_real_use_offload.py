@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matrix import FAMILIES, over_families
 from family import close, error_of, forward, right_or_refused
+from matrix import FAMILIES, over_families
 
 import hiprune
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matrix import over_transformers
 from family import close, forward
+from matrix import over_transformers
 
 import hiprune
 

@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
-from matrix import over_families, over_transformers
 from family import BY_TOKEN, close, close_where_real, error_of, forward, placed, right_or_refused
+from matrix import over_families, over_transformers
 
 import hiprune
 from hiprune import HiPruneError

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 import torch
-from matrix import over_families
 from family import forward
+from matrix import over_families
 
 import hiprune
 

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from matrix import over_families, over_transformers
 from family import check_rows, close, forward
+from matrix import over_families, over_transformers
 
 import hiprune
 

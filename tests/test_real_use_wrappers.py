@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matrix import over_families
 from family import check_rows, close, forward, state
+from matrix import over_families
 
 import hiprune
 from hiprune import HiPruneError
