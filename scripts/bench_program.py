@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from bench_run import Run
 from bench_settings import Settings
 from benchmarks import BENCHMARKS, Benchmark
+from columns import TINY_TASK
 from hub_access import without_access
 from tiny import make_tiny
 
@@ -67,8 +68,8 @@ def program(
         if barred:
             print(NO_LOGIN.format(tasks=", ".join(barred)), flush=True)
 
-        def diagnose(reason: str) -> str | None:
-            if settings.tiny:  # it is the small model that failed
+        def diagnose(run: Run, reason: str) -> str | None:
+            if settings.tiny and run.task == TINY_TASK:
                 return reason
             return why_nothing_runs(settings.benchmark, read, runs_of)
 
@@ -107,20 +108,21 @@ def why_nothing_runs(
 def run_all(
     runs: list[Run],
     barred: Mapping[str, str] | None = None,
-    diagnose: Callable[[str], str | None] = lambda reason: None,
+    diagnose: Callable[[Run, str], str | None] = lambda run, reason: None,
 ) -> dict[str, str]:
     """Execute what is not finished.
 
     Args:
         runs: in this order.
         barred: task -> why it cannot run here.
-        diagnose: called once, when a run has failed before its first sample: its reason -> why
-            nothing at all can run, which ends the whole; or None, and the others go on.
+        diagnose: called once, when a run has failed before its first sample and none has answered
+            one: that run and its reason -> why nothing at all can run, which ends the whole; or
+            None, and the others go on.
 
     Returns:
         The failures, label -> reason.
     """
-    failures, diagnosed = {}, False
+    failures, works = {}, False
     for number, run in enumerate(runs, 1):
         head = f"[{number}/{len(runs)}] {run.label}"
         if run.finished:
@@ -140,9 +142,10 @@ def run_all(
             failures[run.label] = reason
             print(f"{head}: FAILED after {took}: {reason}", flush=True)
             print(f"    log: {run.failed_folder / 'log.txt'}", flush=True)
-            if not run.answered and not diagnosed:
-                fault, diagnosed = diagnose(reason), True
+            if not (works or run.answered):
+                fault = diagnose(run, reason)
                 if fault is not None:
                     print(STOPPED.format(fault=fault), flush=True)
                     return {"every run": fault}
+        works = True
     return failures

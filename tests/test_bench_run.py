@@ -82,7 +82,7 @@ def test_whether_a_sample_was_answered_before_the_failure(make, log, answered):
 def test_where_nothing_can_run_all_stop_with_the_one_reason(make, capsys):
     broken = "raise ImportError('no filelock._api')"
     runs = [make(broken, name) for name in ("one", "two", "three")]
-    failures = bench_program.run_all(runs, diagnose=lambda reason: f"as found: {reason}")
+    failures = bench_program.run_all(runs, diagnose=lambda run, reason: f"as found: {reason}")
     assert failures == {"every run": "as found: ImportError: no filelock._api"}
     told = capsys.readouterr().out
     assert "[1/3]" in told and "[2/3]" not in told
@@ -94,9 +94,11 @@ def test_a_fault_of_one_run_is_diagnosed_once_and_stops_nothing(make):
     asked = []
     answered = f"print({BAR.format(1)!r}); raise ValueError('late')"
     runs = [make(answered, "late")] + [make("raise ValueError('early')", n) for n in ("b", "c")]
-    failures = bench_program.run_all(runs, diagnose=asked.append)
+    failures = bench_program.run_all(runs, diagnose=lambda run, _: asked.append(run.task))
     assert list(failures.values()) == ["ValueError: late"] + 2 * ["ValueError: early"]
-    assert asked == ["ValueError: early"]  # not of the run that had answered
+    assert asked == []  # a run has answered: the environment is not what is broken
+    failures = bench_program.run_all(runs[1:], diagnose=lambda run, _: asked.append(run.task))
+    assert len(failures) == 2 and asked == ["b"]
 
 
 def test_a_task_that_is_barred_is_left_out(make, capsys):
