@@ -118,6 +118,7 @@ class _Model(Part):
         """
         handle, prepared = vars(model)[STATE], _PREPARED.get()
         in_views = prepared is not None and prepared[0] is handle
+        in_views = in_views and sum(prepared[1]) == len(images)  # else a call within that one
         views, sizes = prepared[1:] if in_views else ([1] * len(images), None)
         clip = model.get_vision_tower()
         side = clip.config.image_size
