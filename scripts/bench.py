@@ -105,7 +105,7 @@ def finished_tables(settings: Settings) -> list[Table]:
         return []
     return [
         table
-        for table in read_tables(settings.folder)
+        for table in read_tables(settings.folder, lambda fault: print(f"left out: {fault}"))
         if (int(table.limit) if table.limit else None) == settings.limit
     ]
 

@@ -12,11 +12,13 @@ import signal
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from bench_run import Run
 from bench_settings import Settings
 from benchmarks import BENCHMARKS, Benchmark
+from file_lock import holder, locked
 from hub_access import without_access
 from tiny import make_tiny
 
@@ -109,7 +111,7 @@ def run_all(
     barred: Mapping[str, str] | None = None,
     diagnose: Callable[[str], str | None] = lambda reason: None,
 ) -> dict[str, str]:
-    """Execute what is not finished.
+    """Execute what is not finished; what another start is at, after the others.
 
     Args:
         runs: in this order.
@@ -121,28 +123,38 @@ def run_all(
         The failures, label -> reason.
     """
     failures, diagnosed = {}, False
-    for number, run in enumerate(runs, 1):
-        head = f"[{number}/{len(runs)}] {run.label}"
+    todo = deque((f"[{n}/{len(runs)}] {run.label}", run, False) for n, run in enumerate(runs, 1))
+    while todo:
+        head, run, at_the_end = todo.popleft()
         if run.finished:
-            print(f"{head}: finished before, kept in {run.folder}", flush=True)
+            by = "by another start" if at_the_end else "before"
+            print(f"{head}: finished {by}, kept in {run.folder}", flush=True)
             continue
         if barred and run.task in barred:
             failures[run.label] = barred[run.task]
             print(f"{head}: left out: {barred[run.task]}", flush=True)
             continue
-        print(f"{head}: running", flush=True)
-        start = time.monotonic()
-        reason = run.execute()
+        if at_the_end:
+            print(f"{head}: waiting for {holder(run.lock)}", flush=True)
+        with locked(run.lock, wait=at_the_end) as ours:
+            if not ours:
+                print(f"{head}: {holder(run.lock)}, is at it; the others first", flush=True)
+            if not ours or run.finished:  # in the meantime
+                todo.append((head, run, True))
+                continue
+            print(f"{head}: running", flush=True)
+            start = time.monotonic()
+            reason = run.execute()
         took = f"{time.monotonic() - start:.0f} s"
         if reason is None:
             print(f"{head}: done in {took}", flush=True)
-        else:
-            failures[run.label] = reason
-            print(f"{head}: FAILED after {took}: {reason}", flush=True)
-            print(f"    log: {run.failed_folder / 'log.txt'}", flush=True)
-            if not run.answered and not diagnosed:
-                fault, diagnosed = diagnose(reason), True
-                if fault is not None:
-                    print(STOPPED.format(fault=fault), flush=True)
-                    return {"every run": fault}
+            continue
+        failures[run.label] = reason
+        print(f"{head}: FAILED after {took}: {reason}", flush=True)
+        print(f"    log: {run.failed_folder / 'log.txt'}", flush=True)
+        if not run.answered and not diagnosed:
+            fault, diagnosed = diagnose(reason), True
+            if fault is not None:
+                print(STOPPED.format(fault=fault), flush=True)
+                return {"every run": fault}
     return failures

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from benchmarks import ROOT
-from table_runs import KEPT, read_results
+from run_results import KEPT, read_results
 
 FILES = ("table.md", "methods.md", "methods.png", "ablation.md", "ablation.png")
 
@@ -25,7 +26,7 @@ def keep(logs: Path, target: Path) -> int:
     Raises:
         SystemExit: no finished run in ``logs``.
     """
-    results = read_results(logs)
+    results = read_results(logs, lambda fault: print(f"left out: {fault}", file=sys.stderr))
     if not results:
         raise SystemExit(f"{logs}: no finished run; accepted is a folder that a bench script wrote")
     target.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from columns import scores
 from paper import UNPRUNED, short_name
-
-KEPT = "runs.jsonl"
+from run_results import read_results
 
 
 @dataclass
@@ -67,9 +66,13 @@ class Table:
         return [f"{name} = {value}" for name, value in self.variant.items()]
 
 
-def read_tables(logs: Path) -> list[Table]:
-    """All tables that the finished runs under ``logs`` make; the newest of equal runs counts."""
-    results = read_results(logs)
+def read_tables(logs: Path, tell: Callable[[str], None] = lambda fault: None) -> list[Table]:
+    """All tables that the finished runs under ``logs`` make; the newest of equal runs counts.
+
+    Args:
+        tell: called with what is wrong with each file that is left out.
+    """
+    results = read_results(logs, tell)
     tables: dict[tuple, Table] = {}
     for result in results:
         record = result["hiprune"]
@@ -92,23 +95,6 @@ def read_tables(logs: Path) -> list[Table]:
     for key, table in tables.items():
         table.first = first.setdefault(key[:2], (table.alpha, table.object_layer))
     return list(tables.values())
-
-
-def read_results(logs: Path) -> list[dict]:
-    """What every finished run under ``logs`` says of itself, the oldest first.
-
-    Runs are lmms-eval's results files, or lines of the file that keep_results.py makes of them.
-    """
-    results = [
-        json.loads(path.read_text())
-        for path in sorted(logs.rglob("*_results.json"))
-        if not any(
-            part.endswith((".running", ".failed", ".old")) for part in path.relative_to(logs).parts
-        )
-    ]
-    for path in sorted(logs.rglob(KEPT)):
-        results += [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted((r for r in results if "hiprune" in r), key=lambda r: r["date"])
 
 
 def _run_key(result: dict) -> tuple:

@@ -42,8 +42,8 @@ def test_the_papers_settings_are_the_packages_defaults():
         budgets = [UNPRUNED, *benchmark.retentions]
         assert list(paper_rows(benchmark.checkpoint)) == budgets, name
     assert set(PAPER_MEASURES) == set(SCORES)
-    for script in ("setup_llava.sh", "setup_qwen.sh"):
-        assert f" lmms-eval=={LMMS_EVAL} " in (ROOT / script).read_text()
+    for lock in ("llava.lock", "qwen.lock"):
+        assert f"\nlmms-eval=={LMMS_EVAL} " in (ROOT / "scripts" / "env" / lock).read_text()
 
 
 @pytest.mark.parametrize("number", TABLES)
