@@ -11,6 +11,7 @@ What differs from the stock classes:
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,13 @@ class PrunedLmms:
     def _start(self, prune: bool, details: dict[str, Any]) -> None:
         """Apply HiPrune to the loaded model, unless ``prune`` is False, and open the record."""
         self.handle: PruneHandle | None = apply(self._model) if prune else None
+        config = self._model.config
+        details = {
+            **details,
+            "revision": getattr(config, "_commit_hash", None),  # None of a folder
+            "attention": config._attn_implementation,  # what runs, whatever was asked for
+            "device": self._device.type,
+        }
         self.record = RunRecord(self.handle, self._family, details)
         state_in_results(self.record.as_dict)
 
@@ -147,7 +155,7 @@ class PrunedLmms:
 
 def generation(settings: dict, max_new_tokens: int) -> dict[str, Any]:
     """A task's generation settings -> generate's arguments: greedy unless it says otherwise."""
-    temperature = settings.get("temperature", 0)
+    temperature = settings.get("temperature") or 0  # a task may say "null"
     return {
         "do_sample": temperature > 0,
         "temperature": temperature if temperature > 0 else None,
@@ -155,6 +163,17 @@ def generation(settings: dict, max_new_tokens: int) -> dict[str, Any]:
         "num_beams": settings.get("num_beams", 1),
         "max_new_tokens": settings.get("max_new_tokens", max_new_tokens),
     }
+
+
+def chat_template_name(template: object) -> str:
+    """A chat template, too long to be stated itself."""
+    return f"chat template {hashlib.sha256(str(template).encode()).hexdigest()[:12]}"
+
+
+def unquoted(path: str) -> str:
+    """A checkpoint as lmms-eval hands it on; quotes are how a comma gets through its arguments."""
+    text = str(path)
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def check_arguments(unknown: dict, prune: object, dtype: str, stock: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 
 from hiprune.handle import PruneHandle
 from hiprune.machine import hardware, short_name, versions
+
+RUN = "HIPRUNE_RUN"
 
 
 class RunRecord:
@@ -18,6 +22,10 @@ class RunRecord:
         handle: of the patched model; None for an unpruned run.
         family: of the model.
         details: anything else that belongs into the record (dtype, attention kernel, ...).
+
+    Where a program of this repository started the run, the record also holds what that knows to
+    decide a score (``HIPRUNE_RUN``: seed, hash of the lock, ...): runs that differ in it are never
+    in one table.
     """
 
     def __init__(self, handle: PruneHandle | None, family: str, details: dict[str, Any]) -> None:
@@ -32,6 +40,8 @@ class RunRecord:
             "variant": config.variant() if config else {},
             **details,
         }
+        if RUN in os.environ:
+            self.settings["run"] = json.loads(os.environ[RUN])
         self.images = self.visual_tokens = 0  # of this process
         self.total = (0, 0)  # of all
 

@@ -20,6 +20,7 @@ from bench_settings import Settings
 from benchmarks import BENCHMARKS, Benchmark
 from file_lock import holder, locked
 from hub_access import without_access
+from run_identity import differences, with_identity
 from tiny import make_tiny
 
 from hiprune import HiPruneError
@@ -56,7 +57,6 @@ def program(
         print(error, file=sys.stderr)
         return 2
     end_on_signals()
-    runs = runs_of(settings)
     if any(t.startswith("mmbench") for t in settings.tasks) and "OPENAI_API_KEY" not in os.environ:
         print(
             "note: OPENAI_API_KEY is not set. lmms-eval has a GPT model read the MMBench answers "
@@ -65,6 +65,10 @@ def program(
     try:
         if settings.tiny:
             make_tiny(settings)
+        settings = with_identity(settings)
+        for line in differences(settings):
+            print(f"note: runs of other settings, left as they are: {line}")
+        runs = runs_of(settings)
         barred = {} if settings.tiny else without_access([run.task for run in unfinished(runs)])
         if barred:
             print(NO_LOGIN.format(tasks=", ".join(barred)), flush=True)

@@ -40,6 +40,7 @@ class Logs:
             "visual_tokens_per_image": changes.get("tokens", budget if pruned else 576.0),
             "versions": {"lmms_eval": changes.get("version", "0.7.3")},
         }
+        record |= {"run": changes["run"]} if "run" in changes else {}
         result = {
             "results": {task: {"alias": task, "samples": 9, **metrics}},
             "config": {"limit": changes.get("limit")},

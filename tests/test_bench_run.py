@@ -202,12 +202,12 @@ def test_a_run_that_another_start_is_at(make, tmp_path, capsys):
         rf"\[1/2\] N' = 64, slow: {who}, is at it; the others first",
         r"\[2/2\] N' = 64, b: running",
         r"\[2/2\] N' = 64, b: done in \d+ s",
-        rf"\[1/2\] N' = 64, slow: (waiting for {who}|finished by another start, kept in .*)",
+        r"\[1/2\] N' = 64, slow: (waiting for .*|finished by another start, kept in .*)",
     ]
     for line, pattern in zip(told, expected, strict=False):
         assert re.fullmatch(pattern, line)
     assert "finished by another start" in told[-1]
-    assert (tmp_path / "calls").read_text().split() == ["slow.running", "b.running"]
+    assert sorted((tmp_path / "calls").read_text().split()) == ["b.running", "slow.running"]
     assert names(slow) == ["b", "slow"]  # no lock is left
 
 
