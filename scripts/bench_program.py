@@ -14,13 +14,16 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from bench_run import Run
 from bench_settings import Settings
 from benchmarks import BENCHMARKS, Benchmark
+from columns import TINY_TASK
 from file_lock import holder, locked
 from hub_access import without_access
 from run_identity import differences, with_identity
+from task_registry import Registry, read_registry
 from tiny import make_tiny
 
 from hiprune import HiPruneError
@@ -53,6 +56,10 @@ def program(
     args = parser.parse_args()
     try:
         settings = read(BENCHMARKS[args.family], args.tiny, dict(os.environ))
+        names = [task for task in settings.tasks if task != TINY_TASK]  # which is not made yet
+        registry = read_registry(names) if names else Registry()
+        registry.check(names, settings.limit)
+        check_output(settings.output)
     except HiPruneError as error:
         print(error, file=sys.stderr)
         return 2
@@ -69,7 +76,7 @@ def program(
         for line in differences(settings):
             print(f"note: runs of other settings, left as they are: {line}")
         runs = runs_of(settings)
-        barred = {} if settings.tiny else without_access([run.task for run in unfinished(runs)])
+        barred = {} if settings.tiny else barred_tasks(runs, registry)
         if barred:
             print(NO_LOGIN.format(tasks=", ".join(barred)), flush=True)
 
@@ -92,6 +99,39 @@ def end_on_signals() -> None:
     """Have what ends this process end the evaluation as well, as Ctrl-C does."""
     for sign in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too
         signal.signal(sign, signal.default_int_handler)
+
+
+def barred_tasks(runs: list[Run], registry: Registry) -> dict[str, str]:
+    """Task or group -> why it, or one of its tasks, cannot load its data."""
+    wanted = {run.task: registry.tasks(run.task) for run in unfinished(runs)}
+    found = without_access([task for tasks in wanted.values() for task in tasks])
+    return {
+        name: next(found[task] for task in tasks if task in found)
+        for name, tasks in wanted.items()
+        if found.keys() & tasks
+    }
+
+
+def check_output(folder: Path) -> None:
+    """Raise a HiPruneError for a folder that nothing can be written to.
+
+    Raises:
+        HiPruneError: it, or what it is to be made in, cannot be written, or lmms-eval cannot be
+            told its name.
+    """
+    if set(str(folder)) & set(",'\"[]{}"):
+        raise HiPruneError(
+            f"OUTPUT={str(folder)!r}: expected a path without commas, quotes and brackets, which "
+            "lmms-eval takes for its own"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder), locked(folder / ".lock"):
+            pass
+    except OSError as error:
+        raise HiPruneError(
+            f"OUTPUT={str(folder)!r}: {error.strerror}; expected a folder that can be written"
+        ) from error
 
 
 def unfinished(runs: list[Run]) -> list[Run]:
