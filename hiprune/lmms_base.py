@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
+from hiprune.lmms_answers import Answers, Kept, sources
 from hiprune.lmms_record import RunRecord, state_in_results
 from hiprune.models.base import adapter_of
 from hiprune.patching import apply
@@ -78,6 +79,8 @@ class PrunedLmms:
         }
         self.record = RunRecord(self.handle, self._family, details)
         state_in_results(self.record.as_dict)
+        decides = self.record.as_dict
+        self._answers = Answers.of_environment(self._rank, lambda: [decides(), sources()])
 
     @property
     def _family(self) -> str:
@@ -106,11 +109,44 @@ class PrunedLmms:
                         list(to_visual(self.task_dict[task][split][doc_id]) or [])
                         for _, _, to_visual, doc_id, task, split, _ in chunk
                     ]
-                    texts = self._answer(contexts, visuals, settings[0], not any(padding))
+                    texts = self._kept_or_new(tasks, contexts, visuals, settings[0], padding)
                 answers.extend(texts)
                 bar.update(len(chunk))
         self.record.gather(self.accelerator)
         return collator.get_original(answers)
+
+    def _kept_or_new(
+        self,
+        tasks: Sequence[str],
+        contexts: Sequence[str],
+        visuals: list[list],
+        settings: dict,
+        padding: Sequence[bool],
+    ) -> list[str]:
+        """Answers to B prompts; those that an earlier start of the run has given, as they were."""
+        keys = [
+            self._answers.key(*prompt, settings)
+            for prompt in zip(tasks, contexts, visuals, strict=True)
+        ]
+        found = [self._answers.get(key) for key in keys]
+        new = [i for i, kept in enumerate(found) if kept is None]
+        counted = not any(padding)
+        if new:
+            before = self.record.images, self.record.visual_tokens
+            texts = self._answer(
+                [contexts[i] for i in new], [visuals[i] for i in new], settings, counted
+            )
+            images = self.record.images - before[0]
+            tokens = self.record.visual_tokens - before[1]
+            for i, text in zip(new, texts, strict=True):
+                found[i] = Kept(text, images, tokens)
+                if counted:
+                    self._answers.keep(keys[i], found[i])
+                images = tokens = 0  # all of the batch are with its first
+        for i, kept in enumerate(found):
+            if counted and i not in new:
+                self.record.count(kept.images, kept.visual_tokens)
+        return [kept.text for kept in found]
 
     @contextmanager
     def _counting(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from loguru import logger
 
 from hiprune.handle import PruneHandle
 from hiprune.machine import hardware, short_name, versions
@@ -44,11 +45,18 @@ class RunRecord:
             self.settings["run"] = json.loads(os.environ[RUN])
         self.images = self.visual_tokens = 0  # of this process
         self.total = (0, 0)  # of all
+        self._unread = 0
+        # Of lmms-eval's MMBench, which asks a GPT model three times to read an answer and says so,
+        # and then draws a letter.
+        logger.add(self._count_unread, format="{message}", filter="lmms_eval.tasks.mmbench")
 
     def count(self, images: int, visual_tokens: int) -> None:
         """Add prompts that held this many images and, in the language model, visual tokens."""
         self.images += images
         self.visual_tokens += visual_tokens
+
+    def _count_unread(self, message: str) -> None:
+        self._unread += "GPT API failed to answer" in message
 
     def gather(self, accelerator: Any) -> None:
         """Sum the counts over all processes. Every process has to call it."""
@@ -61,6 +69,7 @@ class RunRecord:
             **self.settings,
             "images": images,
             "visual_tokens_per_image": visual_tokens / images if images else None,
+            **({"letters_drawn": self._unread // 3} if self._unread else {}),
             "versions": versions(),
             "machine": _machine(),
         }

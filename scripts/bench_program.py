@@ -31,6 +31,9 @@ from hiprune import HiPruneError
 NO_LOGIN = """note: no login to the model and data hub (`hf auth login`, or HF_TOKEN set to one).
 lmms-eval asks for one even where data are public. Left out until then: {tasks}.
 Tasks whose data are on this machine run all the same."""
+NO_KEY = """note: {key} is not set. lmms-eval has a GPT model read the MMBench answers that its
+rules cannot (they read a letter, or one option's text). Without a key it tries 15 times, some 45 s
+an answer, and then draws a letter; the table says of how many answers."""
 STOPPED = """stopped: the small model of this repository cannot be evaluated here either:
     {fault}
     setup_llava.sh and setup_qwen.sh repair an environment, or say what is wrong with it"""
@@ -64,11 +67,9 @@ def program(
         print(error, file=sys.stderr)
         return 2
     end_on_signals()
-    if any(t.startswith("mmbench") for t in settings.tasks) and "OPENAI_API_KEY" not in os.environ:
-        print(
-            "note: OPENAI_API_KEY is not set. lmms-eval has a GPT model read the MMBench answers "
-            "that its rules cannot; without a key it draws a letter for each, after retries."
-        )
+    key = "AZURE_API_KEY" if os.environ.get("API_TYPE") == "azure" else "OPENAI_API_KEY"
+    if any(t.startswith("mmbench") for t in settings.tasks) and not os.environ.get(key):
+        print(NO_KEY.format(key=key), flush=True)
     try:
         if settings.tiny:
             make_tiny(settings)

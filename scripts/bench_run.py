@@ -15,6 +15,7 @@ from pathlib import Path
 from bench_guard import GRACE_SECONDS
 from run_results import fault_of
 
+ANSWERS = "answers"  # in a run's folder until it has finished: hiprune/lmms_answers.py
 GUARD = Path(__file__).with_name("bench_guard.py")
 PROGRESS = b"Model Responding"  # what lmms-eval's models call their progress bar
 ANSWERED = PROGRESS + rb":[^\r\n]*?\b[1-9]\d*/\d+ \["
@@ -38,8 +39,9 @@ class Run:
     """One (budget, task): its command, the variables it sets, and the folder of its results.
 
     The folder exists only once the run has finished; until then its name ends in ".running", and
-    after a failure in ".failed". While a start is at it, it holds the lock beside it. One whose
-    results cannot be used is no finished one: run again, its folder is set aside (".1.old").
+    after a failure in ".failed"; the next start takes the answers that lie in it. While a start is
+    at it, it holds the lock beside it. One whose results cannot be used is no finished one: run
+    again, its folder is set aside (".1.old").
     """
 
     label: str
@@ -83,14 +85,14 @@ class Run:
         if self.folder.is_dir():
             self._set_aside()
         running = self.folder.with_name(self.folder.name + ".running")
-        for stale in (running, self.failed_folder):
-            shutil.rmtree(stale, ignore_errors=True)
-        running.mkdir(parents=True)
+        self._begin(running)
         log = running / "log.txt"
-        status = _stream(self.command(running), self.environment, log)
+        environment = self.environment | {"HIPRUNE_ANSWERS": str(running / ANSWERS)}
+        status = _stream(self.command(running), environment, log)
         # lmms-eval ends with status 0 after an exception too: the results file tells.
         fault = fault_of(running, self.task)
         if status == 0 and fault is None:
+            shutil.rmtree(running / ANSWERS, ignore_errors=True)  # the samples' file has them
             running.rename(self.folder)
             return None
         written = any(running.rglob("*_results.json"))
@@ -98,6 +100,22 @@ class Run:
         if status == 0 and written:
             return fault.replace(str(running), str(self.failed_folder))
         return _reason(self.failed_folder / "log.txt", status)
+
+    def _begin(self, running: Path) -> None:
+        """An empty folder but for the answers of a start that was cut off or has failed."""
+        for stale in (running, self.failed_folder):
+            kept = stale / ANSWERS
+            if stale.is_dir() and not kept.is_dir():
+                shutil.rmtree(stale)
+        first, *others = [s for s in (running, self.failed_folder) if s.is_dir()] or [running]
+        for stale in others:  # of an earlier start, whose answers the later one had
+            shutil.rmtree(stale)
+        if first != running:
+            first.rename(running)
+        running.mkdir(parents=True, exist_ok=True)
+        for path in running.iterdir():
+            if path.name != ANSWERS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _set_aside(self) -> None:
         number = 1

@@ -15,6 +15,8 @@ from paper import UNPRUNED
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import FAMILIES
 
+LEAST_SHARE = 0.0005  # of the 2,048 tokens that Qwen2.5-VL's processor makes at most
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -94,9 +96,9 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     try:
         budgets = tuple(_budget(benchmark, text) for text in budgets)
     except HiPruneError as error:
-        if single is not None:
-            raise
-        raise HiPruneError(f"RETENTIONS={several!r}: {error}") from None
+        name = "RETENTIONS" if single is None else benchmark.retention_variable
+        value = several if single is None else single
+        raise HiPruneError(f"{name}={value!r}: {error}") from None
     tasks = ("hiprune_tiny",) if tiny else benchmark.tasks
     if "TASKS" in env:
         tasks = _words("TASKS", env["TASKS"], "names of lmms-eval tasks")
@@ -118,7 +120,13 @@ def _budget(benchmark: Benchmark, text: str) -> str:
     if text == UNPRUNED:
         return text
     variables = {benchmark.retention_variable: text}
-    return str(HiPruneConfig.from_env(benchmark.family, variables).retention)
+    budget = HiPruneConfig.from_env(benchmark.family, variables).retention
+    if isinstance(budget, float) and budget < LEAST_SHARE:
+        raise HiPruneError(
+            f"{text!r}: expected a share of at least {LEAST_SHARE:g}, which is one token of the "
+            "largest image"
+        )
+    return str(budget)
 
 
 def _default_checkpoint(benchmark: Benchmark, tiny: bool) -> str:

@@ -48,7 +48,9 @@ def _essence(result: dict) -> dict:
         task: {name: value for name, value in metrics.items() if not name.startswith("submission")}
         for task, metrics in result["results"].items()
     }
+    others = {n: result[n] for n in ("group_subtasks", "higher_is_better") if n in result}
     return {
+        **others,
         "date": result["date"],
         "config": {"limit": result["config"]["limit"]},
         "hiprune": record,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from columns import scores
+from columns import has_metrics, scores
 from paper import UNPRUNED, short_name
 from run_results import read_results
 
@@ -23,6 +23,7 @@ class Table:
         rows: "unpruned" or N' -> key of a column -> score in the paper's unit.
         counts: the same -> task -> images, and visual tokens per image.
         versions: of lmms-eval, as far as the runs say.
+        drawn: task and budget, in words -> answers of which lmms-eval drew a letter.
         unread: tasks that ran but whose results hold no metric of their columns.
         identity: what else decides a score, as the runs state it (run_identity.py); {} of those
             that do not.
@@ -40,6 +41,7 @@ class Table:
     rows: dict[int | float | str, dict[str, float]] = field(default_factory=dict)
     counts: dict[int | float | str, dict[str, tuple[int, float]]] = field(default_factory=dict)
     versions: set[str] = field(default_factory=set)
+    drawn: dict[str, int] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     identity: dict[str, object] = field(default_factory=dict)
     told: tuple[str, ...] = ()
@@ -135,13 +137,17 @@ def _table(result: dict, alpha: float | None, layer: int | None, variant: dict) 
 def _add(table: Table, result: dict) -> None:
     record = result["hiprune"]
     budget = record["retention"] if record["pruned"] else UNPRUNED
+    groups = {name for name, parts in result.get("group_subtasks", {}).items() if parts}
     for task, metrics in result["results"].items():
-        found = scores(task, metrics)
-        table.rows.setdefault(budget, {}).update(found)
-        if not found:
+        better = result.get("higher_is_better", {}).get(task)
+        table.rows.setdefault(budget, {}).update(scores(task, metrics, better))
+        if task not in groups and not has_metrics(task, metrics):
             table.unread.add(task)
-        if record["images"]:
+        if record["images"] and (task in groups or not groups):  # counted once a run
             counted = (record["images"], record["visual_tokens_per_image"])
             table.counts.setdefault(budget, {})[task] = counted
+    if record.get("letters_drawn"):
+        names = ", ".join(f"`{task}`" for task in result["results"])
+        table.drawn[f"{names} at {budget}"] = record["letters_drawn"]
     if "lmms_eval" in record.get("versions", {}):
         table.versions.add(record["versions"]["lmms_eval"])

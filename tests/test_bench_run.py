@@ -271,6 +271,24 @@ def test_what_another_launcher_left_does_not_reach_a_run(make, monkeypatch):
     assert [name for name in foreign if name in seen.split()] == []
 
 
+def test_answers_given_before_a_failure_stay_until_the_run_has_finished(make, tmp_path):
+    good = tmp_path / "good"
+    code = "import os, pathlib, sys; kept = pathlib.Path(os.environ['HIPRUNE_ANSWERS'])\n"
+    code += "kept.mkdir(exist_ok=True); file = kept / 'rank-0.jsonl'; file.open('a').write('x')\n"
+    code += "print(file.read_text()); pathlib.Path(sys.argv[1], 'rest').mkdir()\n"
+    code += f"if not os.path.exists({str(good)!r}): sys.exit(1)\n"
+    run = make(code + WRITE_RESULTS)
+    assert run.execute() is not None
+    assert (run.failed_folder / "answers" / "rank-0.jsonl").read_text() == "x"
+    # Cut off: as it is left by what kills it.
+    run.failed_folder.rename(run.folder.with_name("task.running"))
+    assert run.execute() is not None
+    good.touch()
+    assert run.execute() is None
+    assert (run.folder / "log.txt").read_text() == "xxx\n"
+    assert names(run) == ["task"] and not (run.folder / "answers").exists()
+
+
 TOLD = "2026-01-02 | ERROR | Error during evaluation: {}. Please set `--verbosity=DEBUG` to see."
 TRACE = "Traceback (most recent call last):\n  File launch.py\n    raise subprocess.Called\n"
 LAUNCHER = TRACE + "subprocess.CalledProcessError: Command '['python', '-m', 'lmms_eval']' "

@@ -78,6 +78,8 @@ BAD = (
     + [("llava", name, text) for name in ("NUM_PROCESSES", "LIMIT") for text in NO_INTEGER]
     + [("llava", "RETENTIONS", text) for text in ("", "  ", ",64", "all", "64 577", "0", "1.5")]
     + [("llava_next", "RETENTIONS", "unpruned 2881")]
+    + [("qwen2_5_vl", "RETENTIONS", text) for text in ("0.00001", "0.334 4e-4")]
+    + [("qwen2_5_vl", "HIPRUNE_QWEN_RETENTION", "0.00001")]
     + [("llava", "TASKS", text) for text in ("", " ", ",")]
 )
 
