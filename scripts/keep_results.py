@@ -1,6 +1,6 @@
 """Keep what the runs of a checkpoint found, small enough for a repository.
 
-    python scripts/keep_results.py logs/llava-v1.5-tiny results/tiny/llava-1.5
+    python scripts/keep_results.py logs/llava-v1.5-tiny_* results/tiny/llava-1.5
 
 copies the tables and pictures, and of every run the scores, settings, versions and machine, a line
 a run in runs.jsonl, without the samples. `python scripts/make_tables.py results/tiny` reads it.

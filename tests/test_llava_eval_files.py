@@ -72,8 +72,9 @@ def test_mmbench(files, monkeypatch):
         ("{}\n", "line 1: keys []; expected question_id and text"),
         (answer(3, "B") + "[1]\n", "line 2: '[1]'; expected one JSON object a line"),
         (answer(3, "B") + "7\n", "line 2: '7'; expected one JSON object a line"),
-        (answer(3, "B") + answer("7", "A"), "line 2: question_id='7', text='A'; expected an int"),
-        (answer(3, None), "line 1: question_id=3, text=None; expected an integer and text"),
+        (answer(3, "B") + answer("7", "A"), "no answer to 1 of the 2 questions"),
+        (answer(3, "B") + answer([7], "A"), "line 2: question_id=[7], text='A'; expected a num"),
+        (answer(3, None), "line 1: question_id=3, text=None; expected a number or name"),
         (answer(3, "B") + "\udcff\n", "line 2: 'utf-8' codec can't decode"),
     ],
 )

@@ -37,7 +37,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
             yield number, found
 
 
-def read_answers(path: Path) -> dict[int, str]:
+def read_answers(path: Path) -> dict[int | str, str]:
     """question_id -> text of a file that a llava.eval module wrote.
 
     Raises:
@@ -51,10 +51,10 @@ def read_answers(path: Path) -> dict[int, str]:
                 f"{path}, line {number}: keys {sorted(line)}; expected question_id and text"
             )
         question, text = line["question_id"], line["text"]
-        if not isinstance(question, int) or not isinstance(text, str):
+        if not isinstance(question, (int, str)) or not isinstance(text, str):
             raise ConversionError(
-                f"{path}, line {number}: question_id={question!r}, text={text!r:.60}; expected an "
-                "integer and text"
+                f"{path}, line {number}: question_id={question!r}, text={text!r:.60}; expected a "
+                "number or name, and text"
             )
         if question in answers:
             raise ConversionError(
