@@ -11,6 +11,7 @@ What differs from the stock classes:
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
+from hiprune.lmms_answers import Answers, Kept, sources
 from hiprune.lmms_record import RunRecord, state_in_results
 from hiprune.models.base import adapter_of
 from hiprune.patching import apply
@@ -68,8 +70,17 @@ class PrunedLmms:
     def _start(self, prune: bool, details: dict[str, Any]) -> None:
         """Apply HiPrune to the loaded model, unless ``prune`` is False, and open the record."""
         self.handle: PruneHandle | None = apply(self._model) if prune else None
+        config = self._model.config
+        details = {
+            **details,
+            "revision": getattr(config, "_commit_hash", None),  # None of a folder
+            "attention": config._attn_implementation,  # what runs, whatever was asked for
+            "device": self._device.type,
+        }
         self.record = RunRecord(self.handle, self._family, details)
         state_in_results(self.record.as_dict)
+        decides = self.record.as_dict
+        self._answers = Answers.of_environment(self._rank, lambda: [decides(), sources()])
 
     @property
     def _family(self) -> str:
@@ -98,11 +109,44 @@ class PrunedLmms:
                         list(to_visual(self.task_dict[task][split][doc_id]) or [])
                         for _, _, to_visual, doc_id, task, split, _ in chunk
                     ]
-                    texts = self._answer(contexts, visuals, settings[0], not any(padding))
+                    texts = self._kept_or_new(tasks, contexts, visuals, settings[0], padding)
                 answers.extend(texts)
                 bar.update(len(chunk))
         self.record.gather(self.accelerator)
         return collator.get_original(answers)
+
+    def _kept_or_new(
+        self,
+        tasks: Sequence[str],
+        contexts: Sequence[str],
+        visuals: list[list],
+        settings: dict,
+        padding: Sequence[bool],
+    ) -> list[str]:
+        """Answers to B prompts; those that an earlier start of the run has given, as they were."""
+        keys = [
+            self._answers.key(*prompt, settings)
+            for prompt in zip(tasks, contexts, visuals, strict=True)
+        ]
+        found = [self._answers.get(key) for key in keys]
+        new = [i for i, kept in enumerate(found) if kept is None]
+        counted = not any(padding)
+        if new:
+            before = self.record.images, self.record.visual_tokens
+            texts = self._answer(
+                [contexts[i] for i in new], [visuals[i] for i in new], settings, counted
+            )
+            images = self.record.images - before[0]
+            tokens = self.record.visual_tokens - before[1]
+            for i, text in zip(new, texts, strict=True):
+                found[i] = Kept(text, images, tokens)
+                if counted:
+                    self._answers.keep(keys[i], found[i])
+                images = tokens = 0  # all of the batch are with its first
+        for i, kept in enumerate(found):
+            if counted and i not in new:
+                self.record.count(kept.images, kept.visual_tokens)
+        return [kept.text for kept in found]
 
     @contextmanager
     def _counting(
@@ -147,7 +191,7 @@ class PrunedLmms:
 
 def generation(settings: dict, max_new_tokens: int) -> dict[str, Any]:
     """A task's generation settings -> generate's arguments: greedy unless it says otherwise."""
-    temperature = settings.get("temperature", 0)
+    temperature = settings.get("temperature") or 0  # a task may say "null"
     return {
         "do_sample": temperature > 0,
         "temperature": temperature if temperature > 0 else None,
@@ -155,6 +199,17 @@ def generation(settings: dict, max_new_tokens: int) -> dict[str, Any]:
         "num_beams": settings.get("num_beams", 1),
         "max_new_tokens": settings.get("max_new_tokens", max_new_tokens),
     }
+
+
+def chat_template_name(template: object) -> str:
+    """A chat template, too long to be stated itself."""
+    return f"chat template {hashlib.sha256(str(template).encode()).hexdigest()[:12]}"
+
+
+def unquoted(path: str) -> str:
+    """A checkpoint as lmms-eval hands it on; quotes are how a comma gets through its arguments."""
+    text = str(path)
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def check_arguments(unknown: dict, prune: object, dtype: str, stock: str) -> None:

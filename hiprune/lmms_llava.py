@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from llava.model.builder import load_pretrained_model
 from lmms_eval.models.simple.llava import Llava, best_fit_attn_implementation
 
 from hiprune.errors import HiPruneError
-from hiprune.lmms_base import DTYPES, PrunedLmms, check_arguments, generation
+from hiprune.lmms_base import DTYPES, PrunedLmms, check_arguments, generation, unquoted
 
 
 class LlavaHiPrune(PrunedLmms, Llava):
@@ -49,7 +51,8 @@ class LlavaHiPrune(PrunedLmms, Llava):
                 f"customized_config={customized_config!r}: the released llava package takes none"
             )
         self._place(device, device_map)
-        name = model_name or get_model_name_from_path(pretrained)
+        pretrained = unquoted(pretrained)
+        name = model_name or _model_name(pretrained)
         self._tokenizer, self._model, self._image_processor, self._max_length = (
             load_pretrained_model(
                 pretrained,
@@ -75,7 +78,7 @@ class LlavaHiPrune(PrunedLmms, Llava):
         self.truncate_context = truncate_context
         self._start(
             prune,
-            {"checkpoint": pretrained, "dtype": dtype, "attention": attn_implementation},
+            {"checkpoint": pretrained, "dtype": dtype, "prompt": conv_template},
         )
 
     @property
@@ -150,3 +153,18 @@ class LlavaHiPrune(PrunedLmms, Llava):
             sizes += [image.size for image in row] if row else [images[0].size]
         pixels = [image.to(self.device, self._model.dtype) for image in pixels]
         return (torch.stack(pixels) if isinstance(processed, torch.Tensor) else pixels), sizes
+
+
+def _model_name(path: str) -> str:
+    """The name that tells llava's loader what to load: its folder's, unless that says too little.
+
+    The loader takes for LLaVA what has "llava" in its name alone; a folder's own configuration
+    knows better.
+    """
+    name, config = get_model_name_from_path(path), Path(path, "config.json")
+    if "llava" in name.lower() or not config.is_file():
+        return name
+    kinds = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""]
+    return {"LlavaLlamaForCausalLM": "llava", "LlavaMistralForCausalLM": "llava_mistral"}.get(
+        kinds[0], name
+    )

@@ -10,7 +10,14 @@ from lmms_eval.models.simple.llava_hf import DEFAULT_IMAGE_TOKEN, VICUNA_CHAT_TE
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hiprune.images import pad_to_square
-from hiprune.lmms_base import DTYPES, PrunedLmms, check_arguments, generation
+from hiprune.lmms_base import (
+    DTYPES,
+    PrunedLmms,
+    chat_template_name,
+    check_arguments,
+    generation,
+    unquoted,
+)
 
 
 class LlavaHfHiPrune(PrunedLmms, LlavaHf):
@@ -40,6 +47,7 @@ class LlavaHfHiPrune(PrunedLmms, LlavaHf):
     ) -> None:
         super(LlavaHf, self).__init__()  # the stock class's own refuses several CPU processes
         check_arguments(unknown, prune, dtype, "llava_hf (for images)")
+        pretrained = unquoted(pretrained)
         self._place(device, device_map)
         loading = (
             {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -65,7 +73,7 @@ class LlavaHfHiPrune(PrunedLmms, LlavaHf):
             {
                 "checkpoint": pretrained,
                 "dtype": dtype,
-                "attention": attn_implementation,
+                "prompt": chat_template_name(self.chat_template),
                 "pad": self.pad,
             },
         )

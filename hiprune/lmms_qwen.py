@@ -12,7 +12,14 @@ from qwen_vl_utils import process_vision_info
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from hiprune.errors import HiPruneError
-from hiprune.lmms_base import DTYPES, PrunedLmms, check_arguments, generation
+from hiprune.lmms_base import (
+    DTYPES,
+    PrunedLmms,
+    chat_template_name,
+    check_arguments,
+    generation,
+    unquoted,
+)
 
 
 class Qwen25VLHiPrune(PrunedLmms, Qwen2_5_VL):
@@ -40,6 +47,7 @@ class Qwen25VLHiPrune(PrunedLmms, Qwen2_5_VL):
     ) -> None:
         super(Qwen2_5_VL, self).__init__()  # the stock class's own knows one dtype and CUDA alone
         check_arguments(unknown, prune, dtype, "qwen2_5_vl (for images)")
+        pretrained = unquoted(pretrained)
         self._place(device, device_map)
         loading = (
             {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -59,7 +67,11 @@ class Qwen25VLHiPrune(PrunedLmms, Qwen2_5_VL):
         self.system_prompt = system_prompt
         self._start(
             prune,
-            {"checkpoint": pretrained, "dtype": dtype, "attention": attn_implementation},
+            {
+                "checkpoint": pretrained,
+                "dtype": dtype,
+                "prompt": f"{chat_template_name(self.processor.chat_template)}, {system_prompt!r}",
+            },
         )
 
     @property

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from loguru import logger
 
 from hiprune.handle import PruneHandle
 from hiprune.machine import hardware, short_name, versions
+
+RUN = "HIPRUNE_RUN"
 
 
 class RunRecord:
@@ -18,6 +23,10 @@ class RunRecord:
         handle: of the patched model; None for an unpruned run.
         family: of the model.
         details: anything else that belongs into the record (dtype, attention kernel, ...).
+
+    Where a program of this repository started the run, the record also holds what that knows to
+    decide a score (``HIPRUNE_RUN``: seed, hash of the lock, ...): runs that differ in it are never
+    in one table.
     """
 
     def __init__(self, handle: PruneHandle | None, family: str, details: dict[str, Any]) -> None:
@@ -32,13 +41,22 @@ class RunRecord:
             "variant": config.variant() if config else {},
             **details,
         }
+        if RUN in os.environ:
+            self.settings["run"] = json.loads(os.environ[RUN])
         self.images = self.visual_tokens = 0  # of this process
         self.total = (0, 0)  # of all
+        self._unread = 0
+        # Of lmms-eval's MMBench, which asks a GPT model three times to read an answer and says so,
+        # and then draws a letter.
+        logger.add(self._count_unread, format="{message}", filter="lmms_eval.tasks.mmbench")
 
     def count(self, images: int, visual_tokens: int) -> None:
         """Add prompts that held this many images and, in the language model, visual tokens."""
         self.images += images
         self.visual_tokens += visual_tokens
+
+    def _count_unread(self, message: str) -> None:
+        self._unread += "GPT API failed to answer" in message
 
     def gather(self, accelerator: Any) -> None:
         """Sum the counts over all processes. Every process has to call it."""
@@ -51,6 +69,7 @@ class RunRecord:
             **self.settings,
             "images": images,
             "visual_tokens_per_image": visual_tokens / images if images else None,
+            **({"letters_drawn": self._unread // 3} if self._unread else {}),
             "versions": versions(),
             "machine": _machine(),
         }

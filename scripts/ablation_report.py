@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_settings import AblationTable, tables
-from columns import is_averaged, title_of
+from columns import digits_of, is_averaged, title_of
 from paper import PAPER, PRINTED, short_name
 from table_compare import average as average_over
 from table_markdown import align
@@ -97,7 +97,8 @@ def _one(
 
 
 def _cells(row: dict[str, float], names: Sequence[str], percent: float | None) -> list[str]:
-    return [*(number_text(row.get(name)) for name in names), number_text(percent)]
+    cells = (number_text(row.get(name), digits_of(title_of(name))) for name in names)
+    return [*cells, number_text(percent)]
 
 
 def _listed(scores: dict[str, float]) -> str:

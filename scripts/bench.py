@@ -6,6 +6,8 @@ Called by the shell scripts, which make the environment and hand over the variab
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from bench_run import Run
 from bench_settings import Settings, read_settings
 from make_tables import Table, read_tables, render
 from paper import UNPRUNED
+from run_identity import SEED
 
 from hiprune.config import DEFAULT_ALPHA
 
@@ -36,7 +39,9 @@ def plan(settings: Settings) -> list[Run]:
             setting = f"retention-{budget}_alpha-{alpha:g}_layer-{layer}{variant}"
             config = replace(settings.config, retention=number(budget))
             environment |= config.variables(settings.benchmark.family)
-        if settings.processes > 1 and not torch.cuda.is_available():
+        if settings.identity is not None:
+            environment["HIPRUNE_RUN"] = json.dumps(settings.identity)
+        if not torch.cuda.is_available():
             environment["ACCELERATE_USE_CPU"] = "true"
         if settings.tiny:
             environment.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
@@ -69,34 +74,43 @@ def number(budget: str) -> int | float:
 
 
 def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[str]:
-    cuda = torch.cuda.is_available()
-    # On a CPU the halves are many times slower than float32.
     model_args = {
-        "pretrained": settings.checkpoint,
+        **settings.model_args,
         "prune": budget != UNPRUNED,
-        "dtype": settings.benchmark.dtype if cuda else "float32",
-        "device_map": "cuda:0" if cuda else "cpu",
+        "device_map": "cuda:0" if torch.cuda.is_available() else "cpu",
     }
-    if settings.tiny:
-        model_args |= settings.benchmark.tiny.model_args
-    launch = [
-        "--num_processes", str(settings.processes), "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-    ]  # fmt: skip
-    # accelerate launches one process under --cpu, whatever the number; see plan() for several.
+    command = [sys.executable, "-W", "ignore", "-m"]
+    # Without accelerate's launcher, whose configuration file is the user's and of anything.
     if settings.processes > 1:
-        launch.append("--multi_gpu")
-    elif not cuda:
-        launch.append("--cpu")
-    command = [sys.executable, "-W", "ignore", "-m", "accelerate.commands.launch", *launch]
-    command += ["-m", "lmms_eval", "--model", settings.benchmark.model]
-    command += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
+        command += ["torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(settings.processes), "-m"]
+    command += ["lmms_eval", "--model", settings.benchmark.model]
+    command += ["--model_args", ",".join(map(_argument, model_args.items()))]
     command += ["--tasks", task, "--batch_size", "1", "--log_samples", "--output_path", str(folder)]
+    command += ["--seed", SEED]
     if settings.tiny:
         command += ["--include_path", str(settings.include_path)]
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     return command
+
+
+def _argument(pair: tuple[str, object]) -> str:
+    """An argument of lmms-eval's model; one that would be split, or taken for a number, quoted."""
+    name, value = pair
+    if isinstance(value, str) and not (re.fullmatch(r"[\w./@:+~ -]+", value) and _is_text(value)):
+        quote = "'" if '"' in value else '"'
+        value = f"{quote}{value}{quote}"
+    return f"{name}={value}"
+
+
+def _is_text(value: str) -> bool:
+    """Whether lmms-eval leaves an argument the text that it is: no number, true or false."""
+    try:
+        float(value)
+    except ValueError:
+        return value.lower() not in ("true", "false")
+    return False
 
 
 def finished_tables(settings: Settings) -> list[Table]:
@@ -105,7 +119,7 @@ def finished_tables(settings: Settings) -> list[Table]:
         return []
     return [
         table
-        for table in read_tables(settings.folder)
+        for table in read_tables(settings.folder, lambda fault: print(f"left out: {fault}"))
         if (int(table.limit) if table.limit else None) == settings.limit
     ]
 

@@ -36,7 +36,7 @@ USAGE
 }
 
 unknown_argument() {
-    echo "$SCRIPT: unknown argument '$1'; accepted are --tiny${HF_CKPT+, --hf} and --help" >&2
+    echo "$SCRIPT: unknown argument '$1'; expected --tiny${HF_CKPT+, --hf} and --help" >&2
     exit 2
 }
 
@@ -94,7 +94,7 @@ model_main() {
                 case "${2-}" in
                     llava | llava_next | llava_hf | llava_next_hf | qwen2_5_vl) FAMILY=$2; shift ;;
                     *)
-                        echo "--model '${2-}': accepted is llava, llava_next, llava_hf," \
+                        echo "--model '${2-}': expected llava, llava_next, llava_hf," \
                             "llava_next_hf or qwen2_5_vl" >&2
                         exit 2
                         ;;
@@ -102,7 +102,7 @@ model_main() {
                 ;;
             -h | --help) usage; exit 0 ;;
             *)
-                echo "$SCRIPT: unknown argument '$1'; accepted are --model, --tiny and --help" >&2
+                echo "$SCRIPT: unknown argument '$1'; expected --model, --tiny and --help" >&2
                 exit 2
                 ;;
         esac

@@ -12,13 +12,18 @@ import signal
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from bench_run import Run
 from bench_settings import Settings
 from benchmarks import BENCHMARKS, Benchmark
 from columns import TINY_TASK
+from file_lock import holder, locked
 from hub_access import without_access
+from run_identity import differences, with_identity
+from task_registry import Registry, read_registry
 from tiny import make_tiny
 
 from hiprune import HiPruneError
@@ -26,6 +31,9 @@ from hiprune import HiPruneError
 NO_LOGIN = """note: no login to the model and data hub (`hf auth login`, or HF_TOKEN set to one).
 lmms-eval asks for one even where data are public. Left out until then: {tasks}.
 Tasks whose data are on this machine run all the same."""
+NO_KEY = """note: {key} is not set. lmms-eval has a GPT model read the MMBench answers that its
+rules cannot (they read a letter, or one option's text). Without a key it tries 15 times, some 45 s
+an answer, and then draws a letter; the table says of how many answers."""
 STOPPED = """stopped: the small model of this repository cannot be evaluated here either:
     {fault}
     setup_llava.sh and setup_qwen.sh repair an environment, or say what is wrong with it"""
@@ -51,20 +59,25 @@ def program(
     args = parser.parse_args()
     try:
         settings = read(BENCHMARKS[args.family], args.tiny, dict(os.environ))
+        names = [task for task in settings.tasks if task != TINY_TASK]  # which is not made yet
+        registry = read_registry(names) if names else Registry()
+        registry.check(names, settings.limit)
+        check_output(settings.output)
     except HiPruneError as error:
         print(error, file=sys.stderr)
         return 2
     end_on_signals()
-    runs = runs_of(settings)
-    if any(t.startswith("mmbench") for t in settings.tasks) and "OPENAI_API_KEY" not in os.environ:
-        print(
-            "note: OPENAI_API_KEY is not set. lmms-eval has a GPT model read the MMBench answers "
-            "that its rules cannot; without a key it draws a letter for each, after retries."
-        )
+    key = "AZURE_API_KEY" if os.environ.get("API_TYPE") == "azure" else "OPENAI_API_KEY"
+    if any(t.startswith("mmbench") for t in settings.tasks) and not os.environ.get(key):
+        print(NO_KEY.format(key=key), flush=True)
     try:
         if settings.tiny:
             make_tiny(settings)
-        barred = {} if settings.tiny else without_access([run.task for run in unfinished(runs)])
+        settings = with_identity(settings)
+        for line in differences(settings):
+            print(f"note: runs of other settings, left as they are: {line}")
+        runs = runs_of(settings)
+        barred = {} if settings.tiny else barred_tasks(runs, registry)
         if barred:
             print(NO_LOGIN.format(tasks=", ".join(barred)), flush=True)
 
@@ -89,6 +102,39 @@ def end_on_signals() -> None:
         signal.signal(sign, signal.default_int_handler)
 
 
+def barred_tasks(runs: list[Run], registry: Registry) -> dict[str, str]:
+    """Task or group -> why it, or one of its tasks, cannot load its data."""
+    wanted = {run.task: registry.tasks(run.task) for run in unfinished(runs)}
+    found = without_access([task for tasks in wanted.values() for task in tasks])
+    return {
+        name: next(found[task] for task in tasks if task in found)
+        for name, tasks in wanted.items()
+        if found.keys() & tasks
+    }
+
+
+def check_output(folder: Path) -> None:
+    """Raise a HiPruneError for a folder that nothing can be written to.
+
+    Raises:
+        HiPruneError: it, or what it is to be made in, cannot be written, or lmms-eval cannot be
+            told its name.
+    """
+    if set(str(folder)) & set(",'\"[]{}"):
+        raise HiPruneError(
+            f"OUTPUT={str(folder)!r}: expected a path without commas, quotes and brackets, which "
+            "lmms-eval takes for its own"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder), locked(folder / ".lock"):
+            pass
+    except OSError as error:
+        raise HiPruneError(
+            f"OUTPUT={str(folder)!r}: {error.strerror}; expected a folder that can be written"
+        ) from error
+
+
 def unfinished(runs: list[Run]) -> list[Run]:
     return [run for run in runs if not run.finished]
 
@@ -110,7 +156,7 @@ def run_all(
     barred: Mapping[str, str] | None = None,
     diagnose: Callable[[Run, str], str | None] = lambda run, reason: None,
 ) -> dict[str, str]:
-    """Execute what is not finished.
+    """Execute what is not finished; what another start is at, after the others.
 
     Args:
         runs: in this order.
@@ -123,29 +169,40 @@ def run_all(
         The failures, label -> reason.
     """
     failures, works = {}, False
-    for number, run in enumerate(runs, 1):
-        head = f"[{number}/{len(runs)}] {run.label}"
+    todo = deque((f"[{n}/{len(runs)}] {run.label}", run, False) for n, run in enumerate(runs, 1))
+    while todo:
+        head, run, at_the_end = todo.popleft()
         if run.finished:
-            print(f"{head}: finished before, kept in {run.folder}", flush=True)
+            by = "by another start" if at_the_end else "before"
+            print(f"{head}: finished {by}, kept in {run.folder}", flush=True)
             continue
         if barred and run.task in barred:
             failures[run.label] = barred[run.task]
             print(f"{head}: left out: {barred[run.task]}", flush=True)
             continue
-        print(f"{head}: running", flush=True)
-        start = time.monotonic()
-        reason = run.execute()
+        if at_the_end:
+            print(f"{head}: waiting for {holder(run.lock)}", flush=True)
+        with locked(run.lock, wait=at_the_end) as ours:
+            if not ours:
+                print(f"{head}: {holder(run.lock)}, is at it; the others first", flush=True)
+            if not ours or run.finished:  # in the meantime
+                todo.append((head, run, True))
+                continue
+            print(f"{head}: running", flush=True)
+            start = time.monotonic()
+            reason = run.execute()
         took = f"{time.monotonic() - start:.0f} s"
         if reason is None:
             print(f"{head}: done in {took}", flush=True)
-        else:
-            failures[run.label] = reason
-            print(f"{head}: FAILED after {took}: {reason}", flush=True)
-            print(f"    log: {run.failed_folder / 'log.txt'}", flush=True)
-            if not (works or run.answered):
-                fault = diagnose(run, reason)
-                if fault is not None:
-                    print(STOPPED.format(fault=fault), flush=True)
-                    return {"every run": fault}
+            works = True
+            continue
+        failures[run.label] = reason
+        print(f"{head}: FAILED after {took}: {reason}", flush=True)
+        print(f"    log: {run.failed_folder / 'log.txt'}", flush=True)
+        if not (works or run.answered):
+            fault = diagnose(run, reason)
+            if fault is not None:
+                print(STOPPED.format(fault=fault), flush=True)
+                return {"every run": fault}
         works = True
     return failures

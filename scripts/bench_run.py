@@ -12,12 +12,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench_guard import GRACE_SECONDS
+from run_results import fault_of
+
+ANSWERS = "answers"  # in a run's folder until it has finished: hiprune/lmms_answers.py
+GUARD = Path(__file__).with_name("bench_guard.py")
 PROGRESS = b"Model Responding"  # what lmms-eval's models call their progress bar
 ANSWERED = PROGRESS + rb":[^\r\n]*?\b[1-9]\d*/\d+ \["
-GRACE_SECONDS = 20
 # What is raised around a cause and tells less than it.
 WRAPPERS = (
     r"(?:\w+\.)*(?:RetryError|ChildFailedError|CalledProcessError: .*returned non-zero exit status)"
+)
+# How torchrun tells that a signal ended one of its processes.
+SIGNALLED = r"Signal \d+ \((SIG\w+)\) received by PID"
+OUT_OF_MEMORY = ", most likely by the system for want of memory (the machine's, not the GPU's)"
+# What another launcher, or a shell started by one, leaves in the environment. Read by accelerate
+# and torch, it makes another run of ours: of other processes, precision or master.
+FOREIGN = re.compile(
+    r"(?:ACCELERATE|DEEPSPEED|FSDP|MEGATRON_LM|OMPI|PMI|PMIX|MV2|TORCHELASTIC)_.*"
+    r"|(?:(?:LOCAL|GROUP|ROLE)_)?(?:RANK|WORLD_SIZE|NAME)|MASTER_(?:ADDR|PORT)|MPI_LOCAL.*"
 )
 
 
@@ -26,7 +39,9 @@ class Run:
     """One (budget, task): its command, the variables it sets, and the folder of its results.
 
     The folder exists only once the run has finished; until then its name ends in ".running", and
-    after a failure in ".failed". So what is finished is seen from the names alone.
+    after a failure in ".failed"; the next start takes the answers that lie in it. While a start is
+    at it, it holds the lock beside it. One whose results cannot be used is no finished one: run
+    again, its folder is set aside (".1.old").
     """
 
     label: str
@@ -36,7 +51,16 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.folder.is_dir()
+        return self.folder.is_dir() and self.fault is None
+
+    @property
+    def fault(self) -> str | None:
+        """Why the results in the folder cannot be used; None where they can."""
+        return fault_of(self.folder, self.task)
+
+    @property
+    def lock(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".lock")
 
     @property
     def failed_folder(self) -> Path:
@@ -58,27 +82,58 @@ class Run:
         Raises:
             KeyboardInterrupt: after the evaluation was ended as well.
         """
+        if self.folder.is_dir():
+            self._set_aside()
         running = self.folder.with_name(self.folder.name + ".running")
-        for stale in (running, self.failed_folder):
-            shutil.rmtree(stale, ignore_errors=True)
-        running.mkdir(parents=True)
+        self._begin(running)
         log = running / "log.txt"
-        status = _stream(self.command(running), self.environment, log)
+        environment = self.environment | {"HIPRUNE_ANSWERS": str(running / ANSWERS)}
+        status = _stream(self.command(running), environment, log)
         # lmms-eval ends with status 0 after an exception too: the results file tells.
-        if status == 0 and any(running.rglob("*_results.json")):
+        fault = fault_of(running, self.task)
+        if status == 0 and fault is None:
+            shutil.rmtree(running / ANSWERS, ignore_errors=True)  # the samples' file has them
             running.rename(self.folder)
             return None
+        written = any(running.rglob("*_results.json"))
         running.rename(self.failed_folder)
+        if status == 0 and written:
+            return fault.replace(str(running), str(self.failed_folder))
         return _reason(self.failed_folder / "log.txt", status)
+
+    def _begin(self, running: Path) -> None:
+        """An empty folder but for the answers of a start that was cut off or has failed."""
+        for stale in (running, self.failed_folder):
+            kept = stale / ANSWERS
+            if stale.is_dir() and not kept.is_dir():
+                shutil.rmtree(stale)
+        first, *others = [s for s in (running, self.failed_folder) if s.is_dir()] or [running]
+        for stale in others:  # of an earlier start, whose answers the later one had
+            shutil.rmtree(stale)
+        if first != running:
+            first.rename(running)
+        running.mkdir(parents=True, exist_ok=True)
+        for path in running.iterdir():
+            if path.name != ANSWERS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (old := self.folder.with_name(f"{self.folder.name}.{number}.old")).exists():
+            number += 1
+        print(f"    not usable: {self.fault}; set aside as {old}", flush=True)
+        self.folder.rename(old)
 
 
 def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
     """The command's exit status; its output goes to ``log``, its progress to a terminal."""
-    # A group of its own, so that every process of it can be ended together.
+    ours = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
+    # A group of its own, so that every process of it can be ended together; and a guard, which
+    # ends it where this process is killed and cannot.
     process = subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-S", str(GUARD), *command],
+        env=ours | environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -94,6 +149,7 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
         return process.wait()
     finally:
         _end(process)
+        process.stdin.close()
         if sys.stdout.isatty():
             print("\r\033[K", end="", flush=True)
 
@@ -119,14 +175,29 @@ def _end(process: subprocess.Popen) -> None:
 
 def _reason(log: Path, status: int) -> str:
     """The last thing in a log that reads like the cause of a failure."""
+    if status == -signal.SIGKILL:  # nothing in the log can be the cause
+        return f"killed by SIGKILL{OUT_OF_MEMORY}"
     text = log.read_text(errors="replace")
     told = re.findall(r"Error during evaluation: (.+?)\. Please set `--verbosity", text, re.S)
     # "task ..., sample ...": how our model ends when it is one process of several.
     kinds = r"(?:\w+\.)*\w*(?:Error|Exception)\b|task \S+, sample "
     errors = re.findall(rf"^(?:\[rank\d+\]: *)?((?:{kinds}).*)$", text, re.M)
     said = [*told[-1:], *reversed(errors)]
+    causes = [line for line in said if not re.match(WRAPPERS, line)]
+    if causes:
+        return _one_line(causes[0])
+    signals = re.findall(SIGNALLED, text)
+    if "SIGKILL" in signals:  # torchrun ends the other processes by SIGTERM
+        return f"one of the processes was killed by SIGKILL{OUT_OF_MEMORY}"
+    if signals:
+        return f"one of the processes was ended by {signals[0]}"
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
     if said:
-        causes = [line for line in said if not re.match(WRAPPERS, line)]
-        return " ".join((causes or said)[0].split())[:500]
+        return _one_line(said[0])
     lines = [line for line in text.splitlines() if line.strip()]
     return f"exit status {status}" + (f": {lines[-1].strip()[:300]}" if lines else "")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from benchmarks import ROOT, TINY, Benchmark
 from paper import UNPRUNED
 
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import FAMILIES
+
+LEAST_SHARE = 0.0005  # of the 2,048 tokens that Qwen2.5-VL's processor makes at most
 
 
 @dataclass(frozen=True)
@@ -26,15 +31,33 @@ class Settings:
     limit: int | None
     output: Path
     config: HiPruneConfig  # alpha and l are those of every pruned run
+    identity: dict[str, object] | None = None  # what else decides a score: run_identity.py
 
     @property
-    def folder(self) -> Path:
-        """Of all runs of this checkpoint; checkpoints of one name in two places are two."""
+    def name(self) -> str:
+        """The checkpoint in a folder's name; checkpoints of one name in two places are two."""
         path = Path(self.checkpoint)
         if path == self.benchmark.tiny.checkpoint:
             suffix = "-hf" if self.benchmark.model == "llava_hf_hiprune" else ""
-            return self.output / f"{path.name}{suffix}"
-        return self.output / self.checkpoint.strip("/").replace("/", "__")
+            return f"{path.name}{suffix}"
+        # lmms-eval splits its arguments at commas, and takes brackets and quotes for its own.
+        return re.sub(r"[^\w.+@-]", "_", self.checkpoint.strip("/").replace("/", "__"))
+
+    @property
+    def folder(self) -> Path:
+        """Of all runs of this checkpoint with this identity."""
+        if self.identity is None:
+            return self.output / self.name
+        text = json.dumps([self.checkpoint, self.identity], sort_keys=True)
+        return self.output / f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def model_args(self) -> dict[str, object]:
+        """Of lmms-eval's model, those of all runs: the checkpoint, and what decides an answer."""
+        # On a CPU the halves are many times slower than float32.
+        dtype = self.benchmark.dtype if torch.cuda.is_available() else "float32"
+        found = {"pretrained": self.checkpoint, "dtype": dtype, **self.benchmark.model_args}
+        return found | (self.benchmark.tiny.model_args if self.tiny else {})
 
     @property
     def object_layer(self) -> int:
@@ -57,7 +80,7 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")
     if single is not None and several is not None:
         raise HiPruneError(
-            f"{benchmark.retention_variable}={single!r} and RETENTIONS={several!r}: accepted is "
+            f"{benchmark.retention_variable}={single!r} and RETENTIONS={several!r}: expected "
             "one of the two"
         )
     if single is not None:
@@ -73,9 +96,9 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     try:
         budgets = tuple(_budget(benchmark, text) for text in budgets)
     except HiPruneError as error:
-        if single is not None:
-            raise
-        raise HiPruneError(f"RETENTIONS={several!r}: {error}") from None
+        name = "RETENTIONS" if single is None else benchmark.retention_variable
+        value = several if single is None else single
+        raise HiPruneError(f"{name}={value!r}: {error}") from None
     tasks = ("hiprune_tiny",) if tiny else benchmark.tasks
     if "TASKS" in env:
         tasks = _words("TASKS", env["TASKS"], "names of lmms-eval tasks")
@@ -97,7 +120,13 @@ def _budget(benchmark: Benchmark, text: str) -> str:
     if text == UNPRUNED:
         return text
     variables = {benchmark.retention_variable: text}
-    return str(HiPruneConfig.from_env(benchmark.family, variables).retention)
+    budget = HiPruneConfig.from_env(benchmark.family, variables).retention
+    if isinstance(budget, float) and budget < LEAST_SHARE:
+        raise HiPruneError(
+            f"{text!r}: expected a share of at least {LEAST_SHARE:g}, which is one token of the "
+            "largest image"
+        )
+    return str(budget)
 
 
 def _default_checkpoint(benchmark: Benchmark, tiny: bool) -> str:
@@ -111,7 +140,7 @@ def _object_layer(benchmark: Benchmark, tiny: bool) -> int:
 def _words(name: str, text: str, what: str) -> tuple[str, ...]:
     words = tuple(re.split(r"[\s,]+", text.strip()))
     if not all(words):
-        raise HiPruneError(f"{name}={text!r}: accepted are {what}, separated by spaces or commas")
+        raise HiPruneError(f"{name}={text!r}: expected {what}, separated by spaces or commas")
     return words
 
 
@@ -120,5 +149,5 @@ def _count(env: dict[str, str], name: str, default: int | None) -> int | None:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise HiPruneError(f"{name}={text!r}: accepted is an integer of at least 1")
+        raise HiPruneError(f"{name}={text!r}: expected an integer of at least 1")
     return int(text)

@@ -63,17 +63,30 @@ QWEN_TINY = Tiny(
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One bench_*.sh: the defaults of its variables."""
+    """One bench_*.sh: the defaults of its variables.
 
-    family: str  # as HiPruneConfig.from_env names it
-    model: str  # lmms-eval's name of our model
+    Attributes:
+        family: as HiPruneConfig.from_env names it.
+        model: lmms-eval's name of our model.
+        dtype: on a GPU, of the released weights and of lmms-eval's stock model.
+        model_args: for that model, all that decides an answer; said though they are its defaults,
+            since they are part of what a run is.
+    """
+
+    family: str
+    model: str
     checkpoint: str
     tasks: tuple[str, ...]
     retentions: tuple[int | float, ...]
     tiny: Tiny
     retention_variable: str = "HIPRUNE_RETENTION"
-    dtype: str = "float16"  # on a GPU: of the released weights, and of lmms-eval's stock model
+    dtype: str = "float16"
+    model_args: dict[str, object] = field(default_factory=dict)
 
+
+LLAVA_ARGS = {"attn_implementation": "sdpa", "conv_template": "vicuna_v1"}
+HF_ARGS = {"attn_implementation": "sdpa"}
+QWEN_ARGS = {"attn_implementation": "sdpa", "min_pixels": 256 * 28 * 28, "max_pixels": 1605632}
 
 BENCHMARKS = {
     "llava": Benchmark(
@@ -84,6 +97,7 @@ BENCHMARKS = {
         retentions=(192, 128, 64),
         # In the format of the `llava` package.
         tiny=replace(LLAVA_TINY, checkpoint=TINY / "llava-v1.5-tiny"),
+        model_args=LLAVA_ARGS,
     ),
     "llava_next": Benchmark(
         family="llava_next",
@@ -92,6 +106,7 @@ BENCHMARKS = {
         tasks=("pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(640, 320, 160),
         tiny=replace(LLAVA_NEXT_TINY, checkpoint=TINY / "llava-v1.6-tiny"),
+        model_args=LLAVA_ARGS,
     ),
     "llava_hf": Benchmark(
         family="llava",
@@ -100,6 +115,8 @@ BENCHMARKS = {
         tasks=("gqa", "mme", "pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(192, 128, 64),
         tiny=LLAVA_TINY,
+        # The original pads an image to a square; transformers' own crops it.
+        model_args=HF_ARGS | {"pad": True},
     ),
     "llava_next_hf": Benchmark(
         family="llava_next",
@@ -108,8 +125,8 @@ BENCHMARKS = {
         tasks=("pope", "scienceqa_img", "vizwiz_vqa_val"),
         retentions=(640, 320, 160),
         tiny=LLAVA_NEXT_TINY,
+        model_args=HF_ARGS,
     ),
-    # The processor's limits, 256 * 28 * 28 to 1605632 pixels, are the model class's defaults.
     "qwen2_5_vl": Benchmark(
         family="qwen2_5_vl",
         model="qwen2_5_vl_hiprune",
@@ -119,5 +136,6 @@ BENCHMARKS = {
         tiny=QWEN_TINY,
         retention_variable="HIPRUNE_QWEN_RETENTION",
         dtype="bfloat16",
+        model_args=QWEN_ARGS,
     ),
 }

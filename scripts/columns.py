@@ -36,10 +36,13 @@ class Column:
     def score(self, values: dict[str, object]) -> float | None:
         """Metric -> value, as lmms-eval writes them -> the number in the paper's unit.
 
-        None where a metric is missing or is no number (MMBench's is none without answers read).
+        None where a metric is missing or is no number (MMBench's is none without answers read), and
+        for an F1 of no "yes" at all.
         """
         found = [values.get(metric) for metric in self.metrics]
         if not found or not all(is_number(value) for value in found):
+            return None
+        if any(_undefined(metric, values) for metric in self.metrics):
             return None
         return self.scale * sum(found)
 
@@ -72,14 +75,31 @@ COLUMNS = {
 }
 
 
+# The key of a column of a task that is not above: TASK/METRIC where the metric is the task's only
+# number; TASK//METRIC where it is one of several, of which nothing says that it is the score, or
+# where less is better.
+ONLY, ONE_OF_SEVERAL = "/", "//"
+
+
 def title_of(key: str) -> str:
-    """What a table calls a column; of an unknown task, the task's own name."""
-    return COLUMNS[key].title if key in COLUMNS else key
+    """What a table calls a column; of an unknown task, the task and its metric."""
+    return COLUMNS[key].title if key in COLUMNS else ": ".join(parts_of(key))
+
+
+def parts_of(key: str) -> tuple[str, str]:
+    """Task and metric of an unknown task's column."""
+    task, _, metric = key.partition(ONLY)
+    return task, metric.lstrip(ONLY)
+
+
+def digits_of(title: str) -> int:
+    """After the point: one, of a score in the paper's unit; four, of a metric in its own."""
+    return 4 if ": " in title else 1
 
 
 def is_averaged(key: str) -> bool:
     """Whether averages count the column."""
-    return key not in COLUMNS or COLUMNS[key].averaged
+    return COLUMNS[key].averaged if key in COLUMNS else ONE_OF_SEVERAL not in key
 
 
 def are_accuracies(keys: Iterable[str]) -> bool:
@@ -93,29 +113,58 @@ def in_order(keys: Iterable[str]) -> list[str]:
     return [key for key in COLUMNS if key in found] + sorted(found - set(COLUMNS))
 
 
-def scores(task: str, metrics: dict[str, object]) -> dict[str, float]:
+def scores(
+    task: str, metrics: dict[str, object], higher_is_better: dict[str, object] | None = None
+) -> dict[str, float]:
     """One task's results as lmms-eval writes them -> column's key -> score in the paper's unit.
 
-    An unknown task becomes a column of its first metric that is a number, in its own unit.
+    An unknown task becomes a column for each of its metrics that is a number, in its own unit.
     """
-    # The keys are "metric,filter".
-    values = {key.split(",")[0]: value for key, value in metrics.items()}
     columns = [column for column in COLUMNS.values() if column.task == task]
-    columns = columns or [Column(task, task, _first_metric(values), scale=1.0)]
-    found = {column.key: column.score(values) for column in columns}
-    return {key: score for key, score in found.items() if score is not None}
+    # The keys are "metric,filter".
+    values = {key.partition(",")[0]: value for key, value in metrics.items()}
+    if columns:
+        found = {column.key: column.score(values) for column in columns}
+        return {key: score for key, score in found.items() if score is not None}
+    numbers = {
+        key: value
+        for key, value in metrics.items()
+        if is_number(value) and "stderr" not in key and key != "samples"
+    }
+    better = higher_is_better or {}
+    several = len(numbers) > 1 or any(better.get(_name(key)) is False for key in numbers)
+    between = ONE_OF_SEVERAL if several else ONLY
+    return {
+        f"{task}{between}{_name(key)}": float(value)
+        for key, value in numbers.items()
+        if not _undefined(key, values)
+    }
+
+
+def has_metrics(task: str, metrics: dict[str, object]) -> bool:
+    """Whether the results hold a number for one of the task's columns, be it a shown one or not."""
+    values = {key.partition(",")[0]: value for key, value in metrics.items()}
+    wanted = {m for column in COLUMNS.values() if column.task == task for m in column.metrics}
+    return any(is_number(values[name]) for name in values if name in wanted or not wanted)
+
+
+def _name(key: str) -> str:
+    """lmms-eval's "metric,filter": the metric, and the filter where that is one."""
+    metric, _, filtered = key.partition(",")
+    return metric if filtered in ("", "none") else f"{metric} ({filtered})"
+
+
+def _undefined(metric: str, values: dict[str, object]) -> bool:
+    """Is it an F1 of no "yes" at all, asked for or said? lmms-eval writes 0 for it.
+
+    Then every answer is a right "no", and the accuracy 1; where one is not, F1 = 0 is earned.
+    """
+    name = metric.partition(",")[0]
+    beside = (value for other, value in values.items() if other.endswith("accuracy"))
+    return "f1" in name and values.get(name) == 0 and 1 in beside
 
 
 def is_number(value: object) -> bool:
     """Whether it is one; NaN, the score of a task without a sample, is not."""
     counted = isinstance(value, (int, float)) and not isinstance(value, bool)
     return counted and not math.isnan(value)
-
-
-def _first_metric(values: dict[str, object]) -> tuple[str, ...]:
-    numbers = [
-        key
-        for key, value in values.items()
-        if is_number(value) and "stderr" not in key and key != "samples"
-    ]
-    return tuple(numbers[:1])

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
-from pathlib import Path
+
+from task_registry import read_registry
 
 WHY = (
     "{data} is not on this machine, and without a login to the hub lmms-eval does not load it "
@@ -43,19 +42,6 @@ def without_access(tasks: Iterable[str]) -> dict[str, str]:
     return {task: WHY.format(data=data) for task, data in found.items()}
 
 
-def task_files(names: Iterable[str]) -> dict[str, Path]:
-    """Name -> the file that defines the task, for those of lmms-eval's own."""
-    # Read as text: lmms-eval's own index of its thousands of files takes longer than the rest.
-    folder = Path(find_spec("lmms_eval").origin).parent / "tasks"
-    line = re.compile(rf"^task:\s*[\"']?({'|'.join(map(re.escape, names))})[\"']?\s*$", re.M)
-    found = {}
-    for path in folder.rglob("*.yaml"):
-        named = line.search(path.read_text(encoding="utf-8"))
-        if named:
-            found[named[1]] = path
-    return found
-
-
 def needs_login(config: Mapping) -> bool:
     """Does a task with this configuration ask the hub for its data, by name?"""
     arguments = config.get("dataset_kwargs") or {}
@@ -67,7 +53,9 @@ def main() -> int:
     from lmms_eval.utils import load_yaml_config
 
     missing = {}
-    for task, path in task_files(sys.argv[1:]).items():
+    tasks = sys.argv[1:]
+    files = read_registry(tasks).files
+    for task, path in ((task, files[task]) for task in tasks if task in files):
         config = load_yaml_config(yaml_path=str(path), mode="simple")
         if not needs_login(config):
             continue

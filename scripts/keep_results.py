@@ -1,6 +1,6 @@
 """Keep what the runs of a checkpoint found, small enough for a repository.
 
-    python scripts/keep_results.py logs/llava-v1.5-tiny results/tiny/llava-1.5
+    python scripts/keep_results.py logs/llava-v1.5-tiny_* results/tiny/llava-1.5
 
 copies the tables and pictures, and of every run the scores, settings, versions and machine, a line
 a run in runs.jsonl, without the samples. `python scripts/make_tables.py results/tiny` reads it.
@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from benchmarks import ROOT
-from table_runs import KEPT, read_results
+from run_results import KEPT, read_results
 
 FILES = ("table.md", "methods.md", "methods.png", "ablation.md", "ablation.png")
 
@@ -25,7 +26,7 @@ def keep(logs: Path, target: Path) -> int:
     Raises:
         SystemExit: no finished run in ``logs``.
     """
-    results = read_results(logs)
+    results = read_results(logs, lambda fault: print(f"left out: {fault}", file=sys.stderr))
     if not results:
         raise SystemExit(f"{logs}: no finished run; accepted is a folder that a bench script wrote")
     target.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,9 @@ def _essence(result: dict) -> dict:
         task: {name: value for name, value in metrics.items() if not name.startswith("submission")}
         for task, metrics in result["results"].items()
     }
+    others = {n: result[n] for n in ("group_subtasks", "higher_is_better") if n in result}
     return {
+        **others,
         "date": result["date"],
         "config": {"limit": result["config"]["limit"]},
         "hiprune": record,

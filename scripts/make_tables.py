@@ -57,7 +57,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args = parse(parser)
-    runs = read_tables(args.logs)
+    runs = read_tables(args.logs, lambda fault: print(f"left out: {fault}", file=sys.stderr))
     wanted = dict.fromkeys(args.table or [AUTO])  # each once
     if AUTO in wanted and not runs:
         parser.error(f"logs={str(args.logs)!r}: holds no finished run of a bench script")

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from ablation_report import average
-from columns import in_order, is_averaged, title_of
+from columns import digits_of, in_order, is_averaged, title_of
 from table_markdown import align
 from table_sheet import MISSING
 
@@ -79,13 +79,16 @@ def _name(curve: Curve) -> str:
 
 def _cells(rows: list[Row], keys: list[str]) -> list[str]:
     return [
-        _text(mean(row[key] for row in rows) if rows and all(key in row for row in rows) else None)
+        _text(
+            mean(row[key] for row in rows) if rows and all(key in row for row in rows) else None,
+            digits_of(title_of(key)),
+        )
         for key in keys
     ]
 
 
-def _text(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1f}"
+def _text(value: float | None, digits: int = 1) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
 
 
 def _range(found: list[float]) -> str:

@@ -26,18 +26,18 @@ DEFAULT = HiPruneConfig(BUDGET, object_layer=OBJECT_LAYERS[MODEL.family])
 
 
 def ablation_sheets(number: str, runs: Sequence[Table], limit: float | None) -> list[Sheet]:
-    """Table 6 or 11, one for each checkpoint that ran; with no cell of ours where none did.
+    """Table 6 or 11, one for each checkpoint that ran, and each dtype and the like; with no cell of
+    ours where none did.
 
     Args:
         number: "6" or "11".
         runs: all that have finished; those of other limits are left out.
     """
     mine = [run for run in runs if run.limit == limit and MODEL.has(run.checkpoint)]
-    checkpoints = dict.fromkeys(run.checkpoint for run in mine) or {None: None}
-    return [
-        _sheet(number, [run for run in mine if run.checkpoint == checkpoint], checkpoint, limit)
-        for checkpoint in checkpoints
-    ]
+    groups: dict[tuple, list[Table]] = {}
+    for run in mine:
+        groups.setdefault((run.checkpoint, *run.apart), []).append(run)
+    return [_sheet(number, runs, limit) for runs in groups.values() or [[]]]
 
 
 def settings_that_ran(number: str, runs: Sequence[Table]) -> list[Table]:
@@ -62,9 +62,10 @@ def _key(config: HiPruneConfig) -> tuple:
     return config.alpha, config.object_layer, config.variant()
 
 
-def _sheet(
-    number: str, runs: Sequence[Table], checkpoint: str | None, limit: float | None
-) -> Sheet:
+def _sheet(number: str, runs: Sequence[Table], limit: float | None) -> Sheet:
+    """Of runs of one checkpoint that differ in alpha, l and method alone; of none, too."""
+    checkpoint = runs[0].checkpoint if runs else None
+    name = ", ".join([checkpoint, *runs[0].apart]) if checkpoint else "not run"
     ran = settings_that_ran(number, runs)
     keys = in_order(key for run in ran for key in run.rows[BUDGET])
     extra = [key for key in keys if title_of(key) not in PAPER_COLUMNS]
@@ -89,7 +90,7 @@ def _sheet(
     settings = f"N' = {BUDGET}, otherwise {notes.papers_settings([MODEL])}"
     return Sheet(
         number=number,
-        title=f"ablations, {MODEL.name} ({checkpoint or 'not run'})",
+        title=f"ablations, {MODEL.name} ({name})",
         stub="setting",
         headings=shape.headings,
         blocks=tuple(blocks),

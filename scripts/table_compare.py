@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from columns import digits_of
 from paper import PRINTED, UNPRUNED
 from table_sheet import DIFFERENCE, OTHER, OURS, PAPER, Block, Heading, Row
 
@@ -35,7 +36,7 @@ class Shape:
 
     @property
     def headings(self) -> tuple[Heading, ...]:
-        found = [Heading(title) for title in self.titles]
+        found = [Heading(title, digits_of(title)) for title in self.titles]
         found += [Heading("mean")] if self.mean else []
         found += [Heading(AVERAGE)]
         if self.vizwiz is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import table_notes as notes
 from columns import are_accuracies, in_order, is_averaged, title_of
@@ -78,7 +79,7 @@ def in_paper_layout(
     shape = _shape(extra, titles, table.models[0], rows[table.models[0]])
     blocks: list[Block] = []
     for model, run in pairs:
-        group = f"{model.name} ({run.checkpoint if run else 'not run'})"
+        group = f"{model.name} ({', '.join([run.checkpoint, *run.apart]) if run else 'not run'})"
         comparison = _comparison(shape, group, run, model, rows[model])
         methods = table.others(model) if others else {}
         for budget in _descending({*rows[model], *(run.rows if run else ())}):
@@ -107,18 +108,20 @@ def in_paper_layout(
 
 
 def paper_runs(model: Model, runs: Iterable[Table], limit: float | None) -> list[Table]:
-    """Of each checkpoint of a model, what ran with the paper's settings, or the unpruned row."""
-    found: dict[str, Table] = {}
+    """Of each checkpoint of a model, what ran with the paper's settings, or the unpruned row; of
+    what else decides a score, dtype or versions, each by itself."""
+    found: dict[tuple, Table] = {}
     for run in runs:
         if run.limit != limit or not model.has(run.checkpoint):
             continue
+        key = (run.checkpoint, *run.apart)
         if has_paper_settings(run, model):
-            found[run.checkpoint] = run
-        elif UNPRUNED in run.rows:  # it is the same for all settings
-            alone = Table(run.checkpoint, None, None, limit, versions=run.versions)
-            alone.rows[UNPRUNED] = run.rows[UNPRUNED]
-            alone.counts[UNPRUNED] = run.counts.get(UNPRUNED, {})
-            found.setdefault(run.checkpoint, alone)
+            found[key] = run
+        elif UNPRUNED in run.rows:  # it is the same for all alphas, layers and methods
+            alone = replace(run, alpha=None, object_layer=None, variant={}, unread=set())
+            alone.rows = {UNPRUNED: run.rows[UNPRUNED]}
+            alone.counts = {UNPRUNED: run.counts.get(UNPRUNED, {})}
+            found.setdefault(key, alone)
     return list(found.values())
 
 

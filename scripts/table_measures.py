@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from columns import COLUMNS, title_of
+from columns import COLUMNS, is_averaged, parts_of, title_of
 from paper import Model
 from table_sheet import Measure
 
@@ -90,7 +90,9 @@ def _ours(title: str, model: Model, keys: set[str], versions: Iterable[str]) -> 
 def _formula(key: str, versions: Iterable[str]) -> str:
     harness = " ".join(["lmms-eval", ", ".join(sorted(versions))]).strip()
     if key not in COLUMNS:
-        return f"{harness} `{key}`, its first number as it is"
+        task, metric = parts_of(key)
+        text = f"{harness} `{task}`, `{metric}` as it is"
+        return text if is_averaged(key) else f"{text}; not in the averages"
     column = COLUMNS[key]
     text = f"{harness} `{column.task}`, {column.formula}"
     return text if column.averaged else f"{text}; not in the averages"

@@ -126,11 +126,21 @@ def _command(model: Model, checkpoint: str, limit: float | None) -> str:
 
 
 def unread(runs: Iterable[Table]) -> list[str]:
-    """Tasks that ran and fill no cell."""
+    """Tasks that ran and fill no cell, and those whose scores are drawn in part."""
+    runs = list(runs)
     tasks = sorted({f"`{task}`" for run in runs for task in run.unread})
-    if not tasks:
-        return []
-    return [f"Ran, but the results hold no metric of the task's columns: {', '.join(tasks)}."]
+    found = []
+    if tasks:
+        found.append(
+            f"Ran, but the results hold no metric of the task's columns: {', '.join(tasks)}."
+        )
+    drawn = [f"{where} ({n} answers)" for run in runs for where, n in run.drawn.items()]
+    if drawn:
+        found.append(
+            f"Partly chance: {', '.join(drawn)}. No rule read these answers and no GPT model was "
+            "reached, so lmms-eval drew a letter for each."
+        )
+    return found
 
 
 def _is_measured(title: str, model: Model) -> bool:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from columns import scores
+from columns import has_metrics, scores
 from paper import UNPRUNED, short_name
-
-KEPT = "runs.jsonl"
+from run_results import read_results
 
 
 @dataclass
 class Table:
-    """Our scores of one checkpoint with one alpha, l, variant of the method and limit.
+    """Our scores of one checkpoint with one identity, alpha, l, variant of the method and limit.
 
     Attributes:
         alpha: None, like ``object_layer``, where nothing but the unpruned row has run.
@@ -23,7 +23,12 @@ class Table:
         rows: "unpruned" or N' -> key of a column -> score in the paper's unit.
         counts: the same -> task -> images, and visual tokens per image.
         versions: of lmms-eval, as far as the runs say.
+        drawn: task and budget, in words -> answers of which lmms-eval drew a letter.
         unread: tasks that ran but whose results hold no metric of their columns.
+        identity: what else decides a score, as the runs state it (run_identity.py); {} of those
+            that do not.
+        told: the names in ``identity`` that differ among the tables of the checkpoint and limit,
+            those that state one.
         first: alpha and l of the first table with the same checkpoint and limit; None where they
             are not known.
     """
@@ -36,7 +41,10 @@ class Table:
     rows: dict[int | float | str, dict[str, float]] = field(default_factory=dict)
     counts: dict[int | float | str, dict[str, tuple[int, float]]] = field(default_factory=dict)
     versions: set[str] = field(default_factory=set)
+    drawn: dict[str, int] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
+    identity: dict[str, object] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
     first: tuple[float | None, int | None] | None = None
 
     def tokens(self, budget: int | float | str) -> float | None:
@@ -52,7 +60,7 @@ class Table:
         parts = [short_name(self.checkpoint)]
         parts += [] if self.alpha == alpha else [f"alpha = {self.alpha:g}"]
         parts += [] if self.object_layer == layer else [f"object layer {self.object_layer}"]
-        return ", ".join([*parts, *self._variant])
+        return ", ".join([*parts, *self._variant, *self.apart])
 
     @property
     def settings(self) -> list[str]:
@@ -60,70 +68,86 @@ class Table:
         parts = []
         if self.alpha is not None:
             parts.append(f"alpha = {self.alpha:g}, object layer {self.object_layer}")
-        return [*parts, *self._variant]
+        return [*parts, *self._variant, *self.apart]
+
+    @property
+    def apart(self) -> list[str]:
+        """What tells the table from others of the same checkpoint, beside alpha, l and method."""
+        if self.told and not self.identity:
+            return ["settings not stated"]
+        return [f"{name} = {self.identity.get(name)}" for name in self.told]
 
     @property
     def _variant(self) -> list[str]:
         return [f"{name} = {value}" for name, value in self.variant.items()]
 
 
-def read_tables(logs: Path) -> list[Table]:
-    """All tables that the finished runs under ``logs`` make; the newest of equal runs counts."""
-    results = read_results(logs)
+def read_tables(logs: Path, tell: Callable[[str], None] = lambda fault: None) -> list[Table]:
+    """All tables that the finished runs under ``logs`` make; the newest of equal runs counts.
+
+    Args:
+        tell: called with what is wrong with each file that is left out.
+    """
+    results = read_results(logs, tell)
     tables: dict[tuple, Table] = {}
     for result in results:
         record = result["hiprune"]
         if record["pruned"]:
-            variant = record.get("variant", {})
             settings = (record["alpha"], record["object_layer"])
+            variant = record.get("variant", {})
             key = (*_run_key(result), *settings, *variant.items())
-            table = Table(record["checkpoint"], *settings, key[1], variant)
-            table = tables.setdefault(key, table)
-            _add(table, record["retention"], result)
-    baselines = [result for result in results if not result["hiprune"]["pruned"]]
-    for result in baselines:
-        mates = [table for key, table in tables.items() if key[:2] == _run_key(result)]
+            _add(tables.setdefault(key, _table(result, *settings, variant)), result)
+    for result in results:
+        if result["hiprune"]["pruned"]:
+            continue
+        base = _run_key(result)
+        mates = [table for key, table in tables.items() if key[: len(base)] == base]
         if not mates:  # nothing but the baseline has run so far
-            key = (*_run_key(result), None, None)
-            mates = [tables.setdefault(key, Table(key[0], None, None, key[1]))]
+            mates = [tables.setdefault((*base, None, None), _table(result, None, None, {}))]
         for table in mates:
-            _add(table, UNPRUNED, result)
-    first: dict[tuple, tuple] = {}
-    for key, table in tables.items():
-        table.first = first.setdefault(key[:2], (table.alpha, table.object_layer))
+            _add(table, result)
+    families: dict[tuple, list[Table]] = {}
+    for table in tables.values():
+        families.setdefault((table.checkpoint, table.limit), []).append(table)
+    for mates in families.values():
+        stated = [table.identity for table in mates if table.identity]
+        names = dict.fromkeys(name for identity in stated for name in identity)
+        told = tuple(n for n in names if len({str(one.get(n)) for one in stated}) > 1)
+        if not told and stated and len(stated) < len(mates):
+            told = ("lock",)  # one is enough to tell them from those that state nothing
+        for table in mates:
+            table.first = (mates[0].alpha, mates[0].object_layer)
+            table.told = told
     return list(tables.values())
 
 
-def read_results(logs: Path) -> list[dict]:
-    """What every finished run under ``logs`` says of itself, the oldest first.
-
-    Runs are lmms-eval's results files, or lines of the file that keep_results.py makes of them.
-    """
-    results = [
-        json.loads(path.read_text())
-        for path in sorted(logs.rglob("*_results.json"))
-        if not any(
-            part.endswith((".running", ".failed", ".old")) for part in path.relative_to(logs).parts
-        )
-    ]
-    for path in sorted(logs.rglob(KEPT)):
-        results += [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted((r for r in results if "hiprune" in r), key=lambda r: r["date"])
-
-
 def _run_key(result: dict) -> tuple:
-    return result["hiprune"]["checkpoint"], result["config"]["limit"]
-
-
-def _add(table: Table, budget: int | float | str, result: dict) -> None:
     record = result["hiprune"]
+    identity = json.dumps(record.get("run", {}), sort_keys=True)
+    return record["checkpoint"], result["config"]["limit"], identity
+
+
+def _table(result: dict, alpha: float | None, layer: int | None, variant: dict) -> Table:
+    record = result["hiprune"]
+    identity = record.get("run", {})
+    limit = result["config"]["limit"]
+    return Table(record["checkpoint"], alpha, layer, limit, variant, identity=identity)
+
+
+def _add(table: Table, result: dict) -> None:
+    record = result["hiprune"]
+    budget = record["retention"] if record["pruned"] else UNPRUNED
+    groups = {name for name, parts in result.get("group_subtasks", {}).items() if parts}
     for task, metrics in result["results"].items():
-        found = scores(task, metrics)
-        table.rows.setdefault(budget, {}).update(found)
-        if not found:
+        better = result.get("higher_is_better", {}).get(task)
+        table.rows.setdefault(budget, {}).update(scores(task, metrics, better))
+        if task not in groups and not has_metrics(task, metrics):
             table.unread.add(task)
-        if record["images"]:
+        if record["images"] and (task in groups or not groups):  # counted once a run
             counted = (record["images"], record["visual_tokens_per_image"])
             table.counts.setdefault(budget, {})[task] = counted
+    if record.get("letters_drawn"):
+        names = ", ".join(f"`{task}`" for task in result["results"])
+        table.drawn[f"{names} at {budget}"] = record["letters_drawn"]
     if "lmms_eval" in record.get("versions", {}):
         table.versions.add(record["versions"]["lmms_eval"])

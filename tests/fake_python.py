@@ -2,8 +2,9 @@
 
 Calls of a llava.eval module that asks a model are written to $FAKE_LOG, a JSON object a line, and
 every question is answered with "yes". The budget in $FAKE_FAIL fails after its first answer, and
-so does the chunk in $FAKE_FAIL_CHUNK; $FAKE_SLEEP makes all wait. Other calls are the real
-Python's, the one of forking_python.py at $FAKE_SERVER.
+so does the chunk in $FAKE_FAIL_CHUNK; $FAKE_SLEEP makes all wait. It has the GPU that is asked for,
+unless FAKE_NO_GPU is set. Other calls are the real Python's, the one of forking_python.py at
+$FAKE_SERVER.
 """
 
 import csv
@@ -35,6 +36,8 @@ def questions():
 
 
 arguments = sys.argv[1:]
+if arguments[1:] == ["--cuda"] and "FAKE_NO_GPU" not in os.environ:
+    sys.exit(0)
 if "--answers-file" not in arguments:
     sys.exit(run(os.environ["FAKE_SERVER"], arguments))
 

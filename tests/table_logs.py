@@ -40,12 +40,17 @@ class Logs:
             "visual_tokens_per_image": changes.get("tokens", budget if pruned else 576.0),
             "versions": {"lmms_eval": changes.get("version", "0.7.3")},
         }
+        record |= {"letters_drawn": changes["drawn"]} if "drawn" in changes else {}
+        record |= {"run": changes["run"]} if "run" in changes else {}
         result = {
             "results": {task: {"alias": task, "samples": 9, **metrics}},
             "config": {"limit": changes.get("limit")},
             "date": changes.get("date", "20260102_030405"),
             "hiprune": record,
         }
+        if "more" in changes:  # the tasks of a group
+            result["results"] |= changes["more"]
+            result["group_subtasks"] = {task: list(changes["more"])}
         path = self.folder / (folder or str(len(list(self.folder.rglob("*_results.json")))))
         path.mkdir(parents=True)
         (path / "20260102_030405_results.json").write_text(json.dumps(result))

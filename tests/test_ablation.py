@@ -115,9 +115,12 @@ def test_a_run_says_what_differs_from_the_default():
 
 
 @pytest.mark.parametrize("family", BENCHMARKS)
-def test_the_tiny_ablation_makes_what_it_needs_and_runs_every_setting(family, monkeypatch):
-    for name in ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT"):
+def test_the_tiny_ablation_makes_what_it_needs_and_runs_every_setting(
+    family, monkeypatch, tmp_path
+):
+    for name in ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OUTPUT", str(tmp_path))
     run = []
     monkeypatch.setattr(bench_program, "make_tiny", create_autospec(bench_program.make_tiny))
     monkeypatch.setattr(bench_program, "run_all", lambda runs, *_: run.extend(runs) or {})

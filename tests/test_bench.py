@@ -7,7 +7,6 @@ What is not about the processes runs in this one.
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -132,7 +131,7 @@ def test_an_interrupted_run(interrupted):
     assert "interrupted; the same command goes on" in output
     assert "Traceback" not in output
     assert seconds < 15
-    assert len(children) >= 2  # the launcher and the evaluation
+    assert len(children) >= 2  # the guard and the evaluation
     assert alive == []
     assert folders == [f"{GOOD}.running"]
 
@@ -220,12 +219,12 @@ def test_llava_next(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "accepted"),
+    ("name", "value", "expected"),
     [("HIPRUNE_RETENTION", "577", "1 to 576"), ("LIMIT", "none", "an integer of at least 1")],
 )
-def test_a_bad_value_ends_it_at_once(tmp_path, name, value, accepted):
+def test_a_bad_value_ends_it_at_once(tmp_path, name, value, expected):
     status, output = bench(tmp_path, **{name: value})
     assert status == 2
-    assert re.match(rf"{name}={value!r}: (accepted is|expected) ", output) and accepted in output
+    assert output.startswith(f"{name}={value!r}: expected ") and expected in output
     assert output.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -107,5 +107,5 @@ def test_help_and_unknown_arguments():
 def test_a_version_of_transformers_that_the_adapters_do_not_know(tmp_path, version):
     done = bench("setup_qwen.sh", TRANSFORMERS=version, VENV=str(tmp_path / "venv"))
     assert done.returncode == 2
-    assert f"TRANSFORMERS='{version}': accepted is 5.17.0 to 5.x" in done.stdout
+    assert f"TRANSFORMERS='{version}': expected 5.17.0 to 5.x" in done.stdout
     assert not (tmp_path / "venv").exists()

@@ -1,6 +1,8 @@
 """bench_run on small commands in place of evaluations: states of the folder, reasons, endings."""
 
+import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,12 +14,16 @@ import psutil
 import pytest
 from bench_run import Run
 
+RECORD = {"checkpoint": "x", "pruned": True, "retention": 9, "alpha": 0.1, "object_layer": 9}
+RECORD |= {"images": 2, "visual_tokens_per_image": 9.0}
+RESULTS = {"results": {"TASK": {}}, "date": "2026", "config": {"limit": None}, "hiprune": RECORD}
 WRITE_RESULTS = """
-import os, pathlib, sys
+import json, os, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
 (folder / "model").mkdir()
-(folder / "model" / "20260102_030405_results.json").write_text("{}")
-"""
+text = os.environ.get("RESULTS", "{results}").replace("TASK", folder.name.partition(".")[0])
+(folder / "model" / "20260102_030405_results.json").write_text(text)
+""".replace("{results}", json.dumps(RESULTS).replace('"', '\\"'))
 
 
 @pytest.fixture
@@ -136,6 +142,153 @@ def test_resume_runs_what_has_not_finished(make, tmp_path, capsys):
     assert "[1/3] N' = 64, good: finished before" in told
     calls = (tmp_path / "calls").read_text().split()
     assert calls == ["good.running", "bad.running", "bad.running", "cut.running", "bad.running"]
+
+
+def spoilt(**changes):
+    return json.dumps(RESULTS | changes).encode()
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "truncated": (spoilt()[:40], "not whole JSON"),
+    "no UTF-8": (b"\xff\xfe" + spoilt(), "no UTF-8 text"),
+    "no object": (b"[]", "no 'results' in it"),
+    "another's run": (json.dumps({**RESULTS, "hiprune": None}).encode(), "no 'hiprune.checkpoint'"),
+    "no limit": (spoilt(config={}), "no 'config.limit'"),
+    "a number as text": (
+        spoilt(hiprune=RECORD | {"alpha": "0.1"}),
+        "hiprune.alpha='0.1': expected a number or null",
+    ),
+    "of another task": (spoilt(results={"other": {}}), "results of task are missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_results_are_run_again(make, capsys, name):
+    text, reason = BAD[name]
+    run = make(WRITE_RESULTS)
+    assert run.execute() is None
+    (file,) = run.folder.rglob("*_results.json")
+    file.write_bytes(text)
+    assert not run.finished
+    assert bench_program.run_all([run]) == {}
+    assert run.finished and names(run) == ["task", "task.1.old"]
+    told = capsys.readouterr().out
+    assert f"not usable: {file}: {reason}" in told
+    assert f"set aside as {run.folder}.1.old" in told
+
+
+def test_a_run_that_writes_bad_results_has_failed(make):
+    run = make(WRITE_RESULTS, RESULTS="{")
+    reason = run.execute()
+    assert reason.startswith(str(run.failed_folder / "model")) and "not whole JSON" in reason
+
+
+def test_a_run_that_another_start_is_at(make, tmp_path, capsys):
+    """The second start says who, goes on with the rest, and takes the result at the end."""
+    flag = tmp_path / "go on"
+    wait = f"import time\nwhile not os.path.exists({str(flag)!r}): time.sleep(0.02)"
+    count = f"open({str(tmp_path / 'calls')!r}, 'a').write(folder.name + ' ')"
+    head = "import os, pathlib, sys; folder = pathlib.Path(sys.argv[1]); " + count + "\n"
+    free = f"open({str(flag)!r}, 'w')\n"
+    slow, other = make(head + wait + WRITE_RESULTS, "slow"), make(head + free + WRITE_RESULTS, "b")
+    first = threading.Thread(target=bench_program.run_all, args=([slow],))
+    first.start()
+    while not slow.lock.exists() or "pid" not in slow.lock.read_text():
+        time.sleep(0.02)
+    assert bench_program.run_all([slow, other]) == {}
+    first.join()
+    told = [line for line in capsys.readouterr().out.splitlines() if "/2]" in line]
+    who = rf"process {os.getpid()} on \S+, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d"
+    expected = [
+        rf"\[1/2\] N' = 64, slow: {who}, is at it; the others first",
+        r"\[2/2\] N' = 64, b: running",
+        r"\[2/2\] N' = 64, b: done in \d+ s",
+        r"\[1/2\] N' = 64, slow: (waiting for .*|finished by another start, kept in .*)",
+    ]
+    for line, pattern in zip(told, expected, strict=False):
+        assert re.fullmatch(pattern, line)
+    assert "finished by another start" in told[-1]
+    assert sorted((tmp_path / "calls").read_text().split()) == ["b.running", "slow.running"]
+    assert names(slow) == ["b", "slow"]  # no lock is left
+
+
+STARTER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from bench_program import run_all
+from bench_run import Run
+def command(folder):
+    return [sys.executable, "-c", sys.argv[2], str(folder)]
+run_all([Run("x", command, {}, Path(sys.argv[3]))])
+"""
+
+
+def test_what_kills_the_start_ends_its_evaluation(make, tmp_path):
+    """SIGKILL, which no handler sees; the next start takes the lock of the one that is gone."""
+    run = make(WRITE_RESULTS)
+    code = "import subprocess, sys, time; print('x', flush=True)\n" + (
+        "print('child', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(90)']).pid"
+        ", flush=True); time.sleep(90)"
+    )
+    scripts = bench_run.__file__.rpartition("/")[0]
+    start = psutil.Popen([sys.executable, "-c", STARTER, scripts, code, str(run.folder)])
+    log = run.folder.with_name("task.running") / "log.txt"
+    while not (log.is_file() and "child" in log.read_text()):
+        time.sleep(0.05)
+    processes = start.children(recursive=True)
+    assert len(processes) == 3  # the guard, the evaluation, and what it has started
+    start.kill()
+    start.wait()
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+    assert run.lock.exists()
+    assert bench_program.run_all([run]) == {}
+    assert names(run) == ["task"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL, most likely by the system for want of mem"),
+        ("os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
+        ("print('Signal 9 (SIGKILL) received by PID 7'); sys.exit(1)", "one of the processes was"),
+    ],
+)
+def test_a_signal_is_told_as_the_reason(make, code, reason):
+    told = make("import os, sys; print('RuntimeWarning: x', flush=True); " + code).execute()
+    assert told.startswith(reason)
+
+
+def test_what_another_launcher_left_does_not_reach_a_run(make, monkeypatch):
+    foreign = ("ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION", "MASTER_ADDR", "WORLD_SIZE", "RANK")
+    foreign += ("LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TORCHELASTIC_RUN_ID")
+    for name in foreign:
+        monkeypatch.setenv(name, "1")
+    run = make("import os; print(*os.environ); raise SystemExit(1)", ACCELERATE_USE_CPU="1")
+    run.execute()
+    seen = (run.failed_folder / "log.txt").read_text()
+    assert "ACCELERATE_USE_CPU" in seen  # ours
+    assert [name for name in foreign if name in seen.split()] == []
+
+
+def test_answers_given_before_a_failure_stay_until_the_run_has_finished(make, tmp_path):
+    good = tmp_path / "good"
+    code = "import os, pathlib, sys; kept = pathlib.Path(os.environ['HIPRUNE_ANSWERS'])\n"
+    code += "kept.mkdir(exist_ok=True); file = kept / 'rank-0.jsonl'; file.open('a').write('x')\n"
+    code += "print(file.read_text()); pathlib.Path(sys.argv[1], 'rest').mkdir()\n"
+    code += f"if not os.path.exists({str(good)!r}): sys.exit(1)\n"
+    run = make(code + WRITE_RESULTS)
+    assert run.execute() is not None
+    assert (run.failed_folder / "answers" / "rank-0.jsonl").read_text() == "x"
+    # Cut off: as it is left by what kills it.
+    run.failed_folder.rename(run.folder.with_name("task.running"))
+    assert run.execute() is not None
+    good.touch()
+    assert run.execute() is None
+    assert (run.folder / "log.txt").read_text() == "xxx\n"
+    assert names(run) == ["task"] and not (run.folder / "answers").exists()
 
 
 TOLD = "2026-01-02 | ERROR | Error during evaluation: {}. Please set `--verbosity=DEBUG` to see."

@@ -5,9 +5,11 @@ import signal
 
 import bench
 import pytest
+import run_identity
 from bench import plan
 from bench_settings import read_settings
 from benchmarks import BENCHMARKS
+from run_identity import with_identity
 
 LLAVA = BENCHMARKS["llava"]
 
@@ -17,11 +19,12 @@ def finished(tmp_path, monkeypatch, capsys):
     """A call of bench.py of which every run has finished: what it prints."""
     for name in ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(run_identity, "revision", lambda checkpoint: "0123abcd")  # no hub here
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # main() sets a handler
 
     def call(score, **environment):
         environment |= {"OUTPUT": str(tmp_path), "TASKS": "pope"}
-        settings = read_settings(LLAVA, False, environment)
+        settings = with_identity(read_settings(LLAVA, False, environment))
         for run in plan(settings):
             if not run.finished:
                 budget = run.environment.get("HIPRUNE_RETENTION")

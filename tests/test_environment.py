@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,3 +215,30 @@ def test_a_version_that_is_not_supported_is_refused(value):
     )
     assert done.returncode == 2
     assert done.stderr == f"TRANSFORMERS='{value}': expected 5.17.0 to 5.x\n"
+
+
+def test_two_set_ups_at_once(fake_venv, tmp_path):
+    """The second waits for the first, says who that is, and finds the environment made."""
+    flag = tmp_path / "go-on"
+    venv = fake_venv(f"touch {tmp_path}/started; until [[ -e {flag} ]]; do sleep 0.1; done; exit 0")
+    script = "set -euo pipefail; OLDEST=11; source scripts/env/common.sh\n" + STUBS
+    command = ["bash", "-c", f"{script} set_up {HERE} llava 48"]
+    environment = {**os.environ, "VENV": venv}
+
+    def start():
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+    with start() as first:
+        while not (tmp_path / "started").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        with start() as second:
+            said = second.stdout.readline()
+            assert re.fullmatch(rf"setup: process {first.pid} on .*, is at it; waiting\n", said)
+            flag.touch()
+            assert "is ready\n" in first.communicate(timeout=30)[0]
+            told = second.communicate(timeout=30)[0]
+    assert told == f"setup: {venv} is ready: another set-up has made it\n"
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert not Path(f"{venv}.lock").exists()

@@ -7,8 +7,9 @@ import json
 import pytest
 from benchmarks import ROOT
 from keep_results import FILES, keep
+from run_results import KEPT
 from table_logs import CHECKPOINT, Logs
-from table_runs import KEPT, read_tables
+from table_runs import read_tables
 
 
 def test_kept_runs_make_the_same_tables(tmp_path):

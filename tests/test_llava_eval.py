@@ -157,6 +157,13 @@ def test_a_failed_budget_is_reported_and_taken_up_again(fake):
     assert len(read_lines(folder / "retention-192_alpha-0.1_layer-9" / "answers.jsonl")) == 3
 
 
+def test_without_a_gpu_it_says_so(fake):
+    done, calls = fake.run("textvqa", FAKE_NO_GPU=1, CUDA_VISIBLE_DEVICES="", RETENTIONS="64")
+    assert calls == []
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("no CUDA GPU, which the modules of llava.eval need;")
+
+
 def test_other_settings_are_other_runs(fake):
     first, _ = fake.run("mmbench", HIPRUNE_RETENTION="64")
     assert first.returncode == 0, first.stderr

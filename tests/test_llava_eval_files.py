@@ -36,7 +36,7 @@ class Files:
     def convert(self, module, questions, answers, monkeypatch):
         """The exit status of the module run as a script."""
         self.questions.write_text(questions)
-        self.answers.write_text(answers)
+        self.answers.write_bytes(answers.encode("utf-8", "surrogateescape"))
         arguments = ["--questions", self.questions, "--answers", self.answers]
         arguments += ["--output", self.output]
         monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
@@ -69,7 +69,13 @@ def test_mmbench(files, monkeypatch):
         (answer(3, "B") + answer(7, "A") + answer(8, "A"), "1 answers to questions that"),
         (answer(3, "B") + answer(3, "B"), "line 2: question_id=3 for the second time"),
         (answer(3, "B") + '{"question_id": 7, "te', "line 2: "),
-        ("{}\n", "line 1: keys []; accepted are lines with question_id and text"),
+        ("{}\n", "line 1: keys []; expected question_id and text"),
+        (answer(3, "B") + "[1]\n", "line 2: '[1]'; expected one JSON object a line"),
+        (answer(3, "B") + "7\n", "line 2: '7'; expected one JSON object a line"),
+        (answer(3, "B") + answer("7", "A"), "no answer to 1 of the 2 questions"),
+        (answer(3, "B") + answer([7], "A"), "line 2: question_id=[7], text='A'; expected a num"),
+        (answer(3, None), "line 1: question_id=3, text=None; expected a number or name"),
+        (answer(3, "B") + "\udcff\n", "line 2: 'utf-8' codec can't decode"),
     ],
 )
 def test_answers_that_do_not_fit(answers, message, files, monkeypatch, capsys):

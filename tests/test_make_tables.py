@@ -36,6 +36,29 @@ def test_from_the_command_line(logs, tmp_path):
     assert (again.returncode, again.stdout, file.read_text()) == (0, "", done.stdout)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"", "empty"),
+        (b'{"results": {', "not whole JSON"),
+        (b"\xff\xfe{}", "no UTF-8 text"),
+        (b'{"results": {}, "config": {}}', "no 'date' in it"),
+    ],
+)
+def test_a_bad_file_is_named_and_the_other_tables_come(logs, text, reason):
+    logs.write("pope", {"pope_f1_score,none": 0.6}, 64, checkpoint="me/mine")
+    file = logs.folder / "elsewhere" / "2026_results.json"
+    file.parent.mkdir()
+    file.write_bytes(text)
+    (logs.folder / "runs.jsonl").write_bytes(text + b"\n" if text else b"x\n")
+    done = command_line(logs.folder)
+    assert done.returncode == 0
+    assert parse_markdown(done.stdout)[0][1][0] == "### mine"
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"left out: {file}: {reason}")
+    assert second.startswith(f"left out: {logs.folder}/runs.jsonl, line 1: ")
+
+
 def test_a_reader_that_stops_early(logs):
     logs.write("pope", {"pope_f1_score,none": 0.6}, 64)
     command = [sys.executable, str(ROOT / "scripts" / "make_tables.py"), str(logs.folder)]

@@ -58,7 +58,7 @@ def test_csv_read_back(runs):
     limited = [line for line in lines if line["limit"]]
     assert {line["limit"] for line in limited} == {"8"}
     assert {line["difference"] for line in limited} == {""}
-    (own,) = (line for line in lines if line["column"] == "my_task%")
+    (own,) = (line for line in lines if line["column"] == "my_task%: score")
     assert (own["table"], own["ours"], own["paper"]) == ("", "1.5", "")
 
 

@@ -181,8 +181,8 @@ def test_two_checkpoints_of_one_model_and_budgets_of_ones_own(logs):
     first = [label for group, label, kind in rows if group == sheet.groups[0] and kind == "ours"]
     assert first == ["unpruned", "192", "128", "100", "64"]
     assert (sheet.groups[0], "100", "paper") not in rows
-    assert rows[sheet.groups[0], "192", "ours"]["other_task"] == 2.5
-    assert rows[sheet.groups[0], "192", "paper"]["other_task"] is None
+    assert rows[sheet.groups[0], "192", "ours"]["other_task: score"] == 2.5
+    assert rows[sheet.groups[0], "192", "paper"]["other_task: score"] is None
     ((_, notes),) = read([sheet])
     (note,) = (note for note in notes if note.startswith(MISSING))
     assert "`bash bench_llava.sh`" in note and "`bash bench_llava.sh --hf`" in note

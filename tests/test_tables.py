@@ -160,9 +160,53 @@ def test_an_unknown_task_keeps_its_own_unit(logs, tables):
     logs.write("other_task", metrics, 64)
     logs.write("pope", SCORES["pope"][0], 64)
     ((rows, notes),) = tables()
-    assert rows[0][2:4] == ["POPE", "other_task"]
-    assert rows[1][2:4] == ["86.1", "3.2"]
-    assert "- other_task, ours: lmms-eval 0.7.3 `other_task`, its first number as it is" in notes
+    assert rows[0][2:4] == ["POPE", "other_task: score"]
+    assert rows[1][2:4] == ["86.1", "3.2500"]
+    assert "- other_task: score, ours: lmms-eval 0.7.3 `other_task`, `score` as it is" in notes
+
+
+def test_an_unknown_task_with_several_metrics_shows_all(logs, tables):
+    """lmms-eval does not say which is the score; a difference in the third digit is seen."""
+    metrics = {"relaxed_overall,none": 0.6123, "relaxed_human,none": 0.5, "acc,strict": 0.25}
+    logs.write("chartqa", metrics)
+    logs.write("chartqa", metrics | {"relaxed_overall,none": 0.6098}, 64)
+    ((rows, notes),) = tables()
+    names = ["relaxed_overall", "relaxed_human", "acc (strict)"]
+    cells = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert cells[0]["chartqa: relaxed_overall"] == "0.6123"
+    assert cells[1]["chartqa: relaxed_overall"] == "0.6098"
+    assert {f"chartqa: {name}" for name in names} < set(rows[0])
+    assert cells[1]["columns"] == MISSING
+    assert any(note.endswith("`relaxed_human` as it is; not in the averages") for note in notes)
+
+
+def test_the_metrics_of_a_group_are_those_of_its_tasks(logs, tables):
+    metrics = {"pope_accuracy,none": 0.5, "pope_f1_score,none": 0.25}
+    logs.write("pope_full", {" ": " "}, 64, more={"pope_adv": metrics, "pope_pop": metrics})
+    ((rows, notes),) = tables()
+    assert "pope_adv: pope_f1_score" in rows[0] and "pope_pop: pope_accuracy" in rows[0]
+    assert not any("no metric" in note for note in notes)
+    assert rows[1][-1] == "64.0"
+
+
+@pytest.mark.parametrize("task", ["pope", "pope_adv", "hiprune_tiny"])
+@pytest.mark.parametrize(("accuracy", "f1"), [(1.0, None), (0.5, 0.0)])
+def test_an_f1_of_no_yes_at_all_is_no_number(logs, tables, task, accuracy, f1):
+    prefix, name = ("existence", "f1") if task == "hiprune_tiny" else ("pope", "f1_score")
+    metrics = {f"{prefix}_accuracy,none": accuracy, f"{prefix}_{name},none": 0.0}
+    logs.write(task, metrics, 64)
+    logs.write(task, metrics | {f"{prefix}_{name},none": 0.5}, 128)
+    ((rows, notes),) = tables()
+    title = {"pope": "POPE", "hiprune_tiny": "existence F1"}.get(task, "pope_adv: pope_f1_score")
+    cells = {row[0]: row[rows[0].index(title)] for row in rows[1:]}
+    assert cells["64"] == ("–" if f1 is None else f"{0:.{4 if ':' in title else 1}f}")
+    assert not any("no metric" in note for note in notes)
+
+
+def test_letters_that_were_drawn_are_told(logs, tables):
+    logs.write("mmbench_en_dev", {"gpt_eval_score,none": 50.0}, 64, drawn=3)
+    ((_, notes),) = tables()
+    assert any(n.startswith("Partly chance: `mmbench_en_dev` at 64 (3 answers).") for n in notes)
 
 
 TINY = {

@@ -235,7 +235,6 @@ def test_what_each_benchmark_needs(family, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "_make", lambda path, sources, make: made.update({path: sources}))
     settings = read_settings(BENCHMARKS[family], True, {"OUTPUT": str(tmp_path)})
     tiny.make_tiny(settings)
-    assert (settings.folder / tiny.STAMP).is_file()
     assert settings.include_path in made
     asset = ROOT / "assets" / settings.benchmark.tiny.asset
     if family in ("llava", "llava_next"):  # of all that is converted; a new card changes nothing
@@ -246,43 +245,3 @@ def test_what_each_benchmark_needs(family, tmp_path, monkeypatch):
     else:
         assert settings.checkpoint == str(asset) and len(made) == 1
     assert all(source.is_file() for sources in made.values() for source in sources)
-
-
-@pytest.fixture
-def stamped(folder, tmp_path):
-    """(weights, task, runs): copies of small ones, and a finished run that is theirs."""
-    asset, task, runs = (tmp_path / name for name in ("asset", "task", "logs/tiny"))
-    asset.mkdir()
-    (asset / "config.json").write_text("{}")
-    (asset / "model.safetensors").write_bytes(b"weights")
-    make_task(task, "llava", scenes=1, seed=7)
-    tiny.set_aside(runs, tiny.fingerprint(asset, task))
-    (runs / "unpruned" / "hiprune_tiny").mkdir(parents=True)
-    return asset, task, runs
-
-
-def test_runs_of_the_same_model_and_task_are_kept(stamped, tmp_path, capsys):
-    asset, _, runs = stamped
-    (asset / "README.md").write_text("another card")
-    elsewhere = make_task(tmp_path / "elsewhere", "llava", scenes=1, seed=7)
-    tiny.set_aside(runs, tiny.fingerprint(asset, elsewhere))
-    assert (runs / "unpruned" / "hiprune_tiny").is_dir()
-    assert not list(runs.parent.glob("*.old")) and not capsys.readouterr().out
-
-
-@pytest.mark.parametrize("change", ["weights", "task", "questions", "no stamp"])
-def test_runs_of_another_model_or_task_are_set_aside(stamped, tmp_path, capsys, change):
-    asset, task, runs = stamped
-    if change == "weights":
-        (asset / "model.safetensors").write_bytes(b"Weights")
-    elif change == "task":
-        (task / "tiny_task.py").write_text("")
-    elif change == "questions":
-        make_task(task, "llava", scenes=1, seed=8)
-    else:
-        (runs / tiny.STAMP).unlink()  # as runs that are older than stamps
-    for number in (1, 2):
-        tiny.set_aside(runs, tiny.fingerprint(asset, task))
-        assert not (runs / "unpruned").exists()
-        assert (runs.parent / "tiny.1.old" / "unpruned" / "hiprune_tiny").is_dir()
-        assert ("earlier runs are now in" in capsys.readouterr().out) == (number == 1)

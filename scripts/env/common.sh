@@ -117,6 +117,18 @@ try_benchmark() {
     echo "setup: answered in $((SECONDS - start)) s"
 }
 
+# Hold the environment's lock until this shell ends; wait where another set-up holds it.
+hold_lock() {
+    local python
+    python=$(find_python)
+    mkdir -p "$(dirname "$VENV")"
+    exec 9>>"$VENV.lock"
+    until "$python" scripts/file_lock.py "$VENV.lock" 9 setup; do
+        exec 9>>"$VENV.lock"
+    done
+    trap 'rm -f "$VENV.lock"' EXIT
+}
+
 # set_up NAME FAMILY BUDGET [NAME==VERSION ...], with OLDEST, VENV and IMPORTS set: make the
 # environment, or repair it, or find that it is ready.
 set_up() {
@@ -124,6 +136,11 @@ set_up() {
     shift 3
     if setup_is_complete "$name" "$@"; then
         echo "setup: $VENV is ready; nothing was changed"
+        return
+    fi
+    hold_lock
+    if setup_is_complete "$name" "$@"; then
+        echo "setup: $VENV is ready: another set-up has made it"
         return
     fi
     rm -f "$VENV/hiprune-setup-complete"

@@ -15,39 +15,53 @@ class ConversionError(ValueError):
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number from 1, object) of a jsonl file; blank lines are skipped."""
-    with open(path, encoding="utf-8") as file:
+    """(line number from 1, object) of a jsonl file; blank lines are skipped.
+
+    Raises:
+        ConversionError: a line that is no UTF-8 text or no JSON object.
+    """
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
+                found = json.loads(line.decode("utf-8"))
+            except ValueError as error:  # of either step
                 raise ConversionError(
-                    f"{path}, line {number}: {error}; accepted is one JSON object a line"
+                    f"{path}, line {number}: {error}; expected one JSON object a line"
                 ) from error
+            if not isinstance(found, dict):
+                raise ConversionError(
+                    f"{path}, line {number}: {str(found)[:60]!r}; expected one JSON object a line"
+                )
+            yield number, found
 
 
-def read_answers(path: Path) -> dict[int, str]:
+def read_answers(path: Path) -> dict[int | str, str]:
     """question_id -> text of a file that a llava.eval module wrote.
 
     Raises:
-        ConversionError: a line without these two keys, or two answers to one question.
+        ConversionError: a line without these two keys or with others' values in them, or two
+            answers to one question.
     """
     answers: dict[int, str] = {}
     for number, line in read_lines(path):
         if "question_id" not in line or "text" not in line:
             raise ConversionError(
-                f"{path}, line {number}: keys {sorted(line)}; accepted are lines with question_id "
-                "and text"
+                f"{path}, line {number}: keys {sorted(line)}; expected question_id and text"
             )
-        question = line["question_id"]
+        question, text = line["question_id"], line["text"]
+        if not isinstance(question, (int, str)) or not isinstance(text, str):
+            raise ConversionError(
+                f"{path}, line {number}: question_id={question!r}, text={text!r:.60}; expected a "
+                "number or name, and text"
+            )
         if question in answers:
             raise ConversionError(
-                f"{path}, line {number}: question_id={question} for the second time; accepted is "
-                "one answer a question"
+                f"{path}, line {number}: question_id={question} for the second time; expected one "
+                "answer a question"
             )
-        answers[question] = line["text"]
+        answers[question] = text
     return answers
 
 

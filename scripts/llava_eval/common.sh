@@ -118,6 +118,7 @@ is_set_up() {
 ask() {
   local output=$1 module=$2
   shift 2
+  "$VENV_PYTHON" "$HERE/settings.py" --cuda >&2 || return
   set -- "$module" --model-path "$CKPT" --answers-file "$output.part" \
     --conv-mode vicuna_v1 --temperature 0 "$@"
   if [[ $BUDGET == unpruned ]]; then

@@ -54,12 +54,12 @@ def _check_same_questions(asked: set, answered: set, questions: Path, answers: P
     if asked - answered:
         raise ConversionError(
             f"{answers}: no answer to {len(asked - answered)} of the {len(asked)} questions of "
-            f"{questions}, the first is {min(asked - answered)}; accepted is one for each"
+            f"{questions}, the first is {min(asked - answered, key=str)}; accepted is one for each"
         )
     if answered - asked:
         raise ConversionError(
             f"{answers}: {len(answered - asked)} answers to questions that {questions} does not "
-            f"have, the first is {min(answered - asked)}; accepted is the split's own"
+            f"have, the first is {min(answered - asked, key=str)}; accepted is the split's own"
         )
 
 

@@ -1,6 +1,7 @@
 """Check the budgets of a run and name their folders: one line per budget, in order.
 
     python settings.py unpruned 192 128 64
+    python settings.py --cuda      exit status 0: there is the GPU that llava.eval's modules need
 
 A finished run is kept, so whatever changes its answers is part of the folder's name.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
+
+import torch
 
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.launcher import check_environment
@@ -35,6 +38,11 @@ def folder(budget: str) -> str:
 
 
 def main() -> int:
+    if sys.argv[1:] == ["--cuda"]:
+        if torch.cuda.is_available():
+            return 0
+        print("no CUDA GPU, which the modules of llava.eval need; bench_llava.sh does without one")
+        return 1
     try:
         folders = [folder(budget) for budget in sys.argv[1:]]
     except HiPruneError as error:
