@@ -14,12 +14,17 @@ BATCH = [1, 2]
 accelerate = pytest.importorskip("accelerate")
 
 
-@pytest.fixture(autouse=True)
-def _no_state_of_accelerate():
-    """Which it keeps for the process."""
-    yield
+def forget():
     accelerate.state.AcceleratorState._reset_state(True)
     accelerate.state.GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _no_state_of_accelerate():
+    """Which it keeps for the process, this file's and what ran before it."""
+    forget()
+    yield
+    forget()
 
 
 @over_families
