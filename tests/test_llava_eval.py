@@ -41,7 +41,7 @@ def test_help_and_wrong_arguments(benchmark):
     assert ("NUM_PROCESSES" in done.stdout) is (benchmark == "vqav2")
     done = bash(benchmark, "--tiny")
     assert done.returncode == 2
-    assert "argument '--tiny': accepted is --help" in done.stderr
+    assert "argument '--tiny': expected --help" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_missing_environment_is_made(fake, tmp_path, data):
 def test_bad_settings(settings, message, fake):
     done, calls = fake.run("vqav2", **settings)
     assert done.returncode == 2
-    assert f"{message}: accepted is " in done.stderr
+    assert f"{message}: expected " in done.stderr
     assert not calls
     assert not fake.output.exists()
 
