@@ -21,7 +21,9 @@ PROGRESS = b"Model Responding"  # what lmms-eval's models call their progress ba
 ANSWERED = PROGRESS + rb":[^\r\n]*?\b[1-9]\d*/\d+ \["
 # What is raised around a cause and tells less than it.
 WRAPPERS = (
-    r"(?:\w+\.)*(?:RetryError|ChildFailedError|CalledProcessError: .*returned non-zero exit status)"
+    r"(?:\w+\.)*(?:RetryError|ChildFailedError|CalledProcessError: .*returned non-zero exit status"
+    # What the other processes find when one has ended.
+    r"|DistBackendError)|(?:RuntimeError: )?\[\S*/gloo/\S*\]"
 )
 # How torchrun tells that a signal ended one of its processes.
 SIGNALLED = r"Signal \d+ \((SIG\w+)\) received by PID"
@@ -30,7 +32,7 @@ OUT_OF_MEMORY = ", most likely by the system for want of memory (the machine's, 
 # and torch, it makes another run of ours: of other processes, precision or master.
 FOREIGN = re.compile(
     r"(?:ACCELERATE|DEEPSPEED|FSDP|MEGATRON_LM|OMPI|PMI|PMIX|MV2|TORCHELASTIC)_.*"
-    r"|(?:(?:LOCAL|GROUP|ROLE)_)?(?:RANK|WORLD_SIZE|NAME)|MASTER_(?:ADDR|PORT)|MPI_LOCAL.*"
+    r"|(?:(?:LOCAL|GROUP|ROLE)_)?(?:RANK|WORLD_SIZE)|MASTER_(?:ADDR|PORT)|MPI_LOCAL.*"
 )
 
 

@@ -321,6 +321,15 @@ BROKEN = "task x, sample 4: ValueError: broken"
         (["OSError: disk full", STATUS], "disk full"),
         ([BROKEN, RANKS], BROKEN),
         (["[rank0]: OSError: disk full", RANKS], "disk full"),
+        # What the other processes say when one has ended.
+        (
+            [
+                "[rank1]: OSError: disk full",
+                "RuntimeError: [/x/gloo/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2",
+                TOLD.format("[/x/gloo/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2"),
+            ],
+            "disk full",
+        ),
         # Nothing else to tell: out of memory looks like this.
         ([LAUNCHER + "died with <Signals.SIGKILL: 9>."], "SIGKILL"),
     ],

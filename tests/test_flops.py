@@ -395,3 +395,12 @@ def test_writes_json_beside_the_tables(tmp_path, capsys):
         main([*arguments, str(tmp_path)])
     assert stop.value.code == 2
     assert f"--json={str(tmp_path)!r}" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_early():
+    command = [sys.executable, str(FLOPS), "--model", "llava-1.5-7b", "--json", "-"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # before the first line, as ``| head`` may
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait(timeout=120) == 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from forking_python import serving
 from llava_eval_runs import (
     BENCHMARKS,
     SCRIPTS,
@@ -29,15 +27,9 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("eval data"))  # a space in the path
 
 
-@pytest.fixture(scope="module")
-def server():
-    with serving() as place:
-        yield place
-
-
 @pytest.fixture
-def fake(tmp_path, data, server):
-    return Fake(tmp_path, data, server)
+def fake(tmp_path, data):
+    return Fake(tmp_path, data)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -49,7 +41,7 @@ def test_help_and_wrong_arguments(benchmark):
     assert ("NUM_PROCESSES" in done.stdout) is (benchmark == "vqav2")
     done = bash(benchmark, "--tiny")
     assert done.returncode == 2
-    assert "argument '--tiny': accepted is --help" in done.stderr
+    assert "argument '--tiny': expected --help" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -119,7 +111,7 @@ def test_a_missing_environment_is_made(fake, tmp_path, data):
 def test_bad_settings(settings, message, fake):
     done, calls = fake.run("vqav2", **settings)
     assert done.returncode == 2
-    assert re.search(rf"{re.escape(message)}: (accepted is|expected) ", done.stderr)
+    assert f"{message}: expected " in done.stderr
     assert not calls
     assert not fake.output.exists()
 

@@ -49,11 +49,11 @@ main() {
     exit 0
   fi
   if (($# > 0)); then
-    complain "argument '$1': accepted is --help alone; settings are variables"
+    complain "argument '$1': expected --help alone; settings are variables"
     exit 2
   fi
   if ! [[ $NUM_PROCESSES =~ ^[1-9][0-9]*$ ]]; then
-    complain "NUM_PROCESSES='$NUM_PROCESSES': accepted is an integer of at least 1"
+    complain "NUM_PROCESSES='$NUM_PROCESSES': expected an integer of at least 1"
     exit 2
   fi
   local -a budgets
@@ -63,7 +63,7 @@ main() {
     read -r -a budgets <<<"$RETENTIONS"
   fi
   if ((${#budgets[@]} == 0)); then
-    complain "RETENTIONS='$RETENTIONS': accepted is a list of budgets, say 'unpruned 192'"
+    complain "RETENTIONS='$RETENTIONS': expected a list of budgets, say 'unpruned 192'"
     exit 2
   fi
   check_data
