@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forking_python import serving
 from llava_eval_runs import (
     BENCHMARKS,
     SCRIPTS,
@@ -27,9 +28,15 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("eval data"))  # a space in the path
 
 
+@pytest.fixture(scope="module")
+def server():
+    with serving() as place:
+        yield place
+
+
 @pytest.fixture
-def fake(tmp_path, data):
-    return Fake(tmp_path, data)
+def fake(tmp_path, data, server):
+    return Fake(tmp_path, data, server)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
