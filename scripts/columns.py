@@ -83,7 +83,9 @@ ONLY, ONE_OF_SEVERAL = "/", "//"
 
 def title_of(key: str) -> str:
     """What a table calls a column; of an unknown task, the task and its metric."""
-    return COLUMNS[key].title if key in COLUMNS else ": ".join(parts_of(key))
+    if key in COLUMNS:
+        return COLUMNS[key].title
+    return ": ".join(parts_of(key)) if ONLY in key else key  # a title is its own
 
 
 def parts_of(key: str) -> tuple[str, str]:

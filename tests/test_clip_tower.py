@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES
 from family import check_rows, close, forward, state
+from matrix import FAMILIES
 
 import hiprune
 from hiprune import HiPruneConfig

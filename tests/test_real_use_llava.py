@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("llava", reason="the llava package lives in .venv-llava alone")
 
-from families import over_families
 from family import check_rows, close, forward
 from llava_models import OUTPUT_LAYER, TOKENS
+from matrix import over_families
 from torch import nn
 
 import hiprune
