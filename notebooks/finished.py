@@ -18,7 +18,8 @@ from methods_report import NAMES, Curve
 from methods_report import draw as draw_curves
 from methods_report import render as render_curves
 from paper import UNPRUNED, short_name, tables_of
-from table_runs import KEPT, Table, read_tables
+from run_results import KEPT
+from table_runs import Table, read_tables
 
 from hiprune import HiPruneConfig
 from hiprune.config import FAMILIES
