@@ -9,6 +9,7 @@ What the patched model does with them, in ``forward`` and ``generate``, is in
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,7 @@ class Shrunk:
     encoded: dict[str, Encoded] = field(default_factory=dict)  # kind's name -> what it was made of
 
 
-class Transformers:
+class Transformers(ABC):
     """What families of transformers share; a family's adapter says the rest.
 
     Attributes:
@@ -135,24 +136,25 @@ class Transformers:
 
     # What a family says.
 
+    @abstractmethod
     def family(self, model: Any) -> str:
         """Name of the family, as in :data:`hiprune.config.FAMILIES`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size(self, model: Any) -> dict[str, int]:
         """What defaults depend on: ``layers`` of the tower, and the most ``tokens`` of an image
         where all have the same.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def tower(self, model: Any, config: HiPruneConfig) -> Any:
         """What is known of the model's tower; raises before anything is changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
         """Hooks and parts on the tower; ``handle.tower`` is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def visuals(
         self, model: Any, tower: Any, kind: Kind, pixels: Any, sizes: Any
     ) -> tuple[list[ImageSpan], Callable[[dict], Encoded]]:
@@ -160,9 +162,8 @@ class Transformers:
 
         That takes ``output_attentions`` and ``output_hidden_states``, where the caller gave them.
         """
-        raise NotImplementedError
 
-    def check(self, model: Any, arguments: dict[str, Any]) -> None:
+    def check(self, model: Any, arguments: dict[str, Any]) -> None:  # noqa: B027 (may be none)
         """Raise for arguments of this family's own that cannot be pruned."""
 
     def positions(
