@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import paths  # noqa: F401, which finds open_image
 import torch
-from open_image import open_image
 from PIL import Image, ImageDraw
 from samples import Sample, central_square
 
 from hiprune import HiPruneError
+from scripts.show.open_image import open_image
 
 ANNOTATIONS = Path("annotations") / "instances_val2017.json"
 IMAGES = "val2017"

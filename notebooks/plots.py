@@ -10,7 +10,8 @@ import paths  # noqa: F401, which finds table_markdown
 from IPython.display import Image as Shown
 from IPython.display import Markdown, display
 from PIL import Image
-from table_markdown import align
+
+from scripts.tables.render import align
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

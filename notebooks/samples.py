@@ -98,7 +98,8 @@ def find_samples(
 def scenes(family: str, count: int) -> Samples:
     """Generated ones, with the masks of all their things together."""
     from PIL import Image
-    from tiny_train.scenes import DRAWINGS, make_scene
+
+    from scripts.tiny.scenes import DRAWINGS, make_scene
 
     drawing = DRAWINGS[family]
     found = []
@@ -126,7 +127,7 @@ def coverage_of(sample: Sample, grid: TokenGrid) -> Tensor:
 
 
 def _pictures(paths: Sequence[Path], whose: str, what: str = "picture") -> Samples:
-    from open_image import open_image
+    from scripts.show.open_image import open_image
 
     found = [Sample(path.stem, central_square(open_image(path))[0]) for path in paths]
     return Samples(f"{_number(len(found), what)} {whose}", found)

@@ -29,7 +29,7 @@ Language models are taken out of the hub's cache, never downloaded.
 USAGE
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/bench_common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/bench/common.sh"
 arguments=()
 for argument; do
     case "$argument" in

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from sysbench import memory, parts, report, session
-from sysbench.arguments import parse
-from sysbench.comparisons import Comparison
-from sysbench.models import build
-from sysbench.rounds import Case, Rounds, Row, run_rounds
-from sysbench.stopwatch import OTHER, Stopwatch
-from sysbench.subject import Request, language_model
-from sysbench.summary import paired_ratios, summarise
-from sysbench.tables import number
-from sysbench.tiny import MODELS, TINY
+
+from scripts.efficiency.latency import memory, parts, report, session
+from scripts.efficiency.latency.build import build
+from scripts.efficiency.latency.cli import parse
+from scripts.efficiency.latency.clock import OTHER, Stopwatch
+from scripts.efficiency.latency.comparisons import Comparison
+from scripts.efficiency.latency.rounds import Case, Rounds, Row, run_rounds
+from scripts.efficiency.latency.stats import paired_ratios, summarise
+from scripts.efficiency.latency.subject import Request, language_model
+from scripts.efficiency.latency.tables import number
+from scripts.efficiency.latency.tiny import MODELS, TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_LLAVA = find_spec("llava") is not None

@@ -1,15 +1,16 @@
-"""keep_results.py: the kept runs make the tables that the logs made, and hold no path of here."""
+"""tables.keep: the kept runs make the tables that the logs made, and hold no path of here."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from benchmarks import ROOT
-from keep_results import FILES, keep
-from run_results import KEPT
 from table_logs import CHECKPOINT, Logs
-from table_runs import read_tables
+
+from scripts.benchmarks import ROOT
+from scripts.tables.keep import FILES, keep
+from scripts.tables.results import KEPT
+from scripts.tables.runs import read_tables
 
 
 def test_kept_runs_make_the_same_tables(tmp_path):

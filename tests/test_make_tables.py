@@ -4,12 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from make_tables import read_tables, render
 from table_logs import (
     ROOT,
     Logs,
     parse_markdown,
 )
+
+from scripts.tables.__main__ import read_tables, render
 
 
 @pytest.fixture

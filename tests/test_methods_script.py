@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bench import plan
-from benchmarks import BENCHMARKS
-from columns import TINY_TASK, are_accuracies
-from methods import SEEDS, configs, read, report
-from methods_report import Curve, render, score
 from table_logs import Logs
 
 from hiprune import HiPruneConfig, HiPruneError
+from scripts.bench.methods import SEEDS, configs, read, report
+from scripts.bench.plan import plan
+from scripts.benchmarks import BENCHMARKS
+from scripts.tables.columns import TINY_TASK, are_accuracies
+from scripts.tables.curves import Curve, render, score
 
 KINDS = ("existence", "colour", "shape", "count", "position")
 METHODS = {"llava": 6, "llava_next": 6, "qwen2_5_vl": 5}  # runs a budget; Qwen has no CLS

@@ -17,8 +17,9 @@ if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("the notebooks need transformers 5", allow_module_level=True)
 
 import nbformat
-import run_notebooks
 from table_logs import Logs
+
+from scripts import run_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "run_notebooks.py"

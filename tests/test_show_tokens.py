@@ -19,12 +19,11 @@ from PIL import Image
 if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("transformers' own models need transformers 5", allow_module_level=True)
 
-import checkpoints
-import show_tokens
-from open_image import open_image
-
 from hiprune import prune, select_tokens
 from hiprune.maps import received_attention_maps
+from scripts.show import __main__ as show_tokens
+from scripts.show import checkpoints
+from scripts.show.open_image import open_image
 
 SCRIPT = Path(show_tokens.__file__)
 TOTALS = {"tiny-llava": 144, "tiny-llava-next": 5 * 144, "tiny-qwen": 12 * 12}
@@ -33,8 +32,8 @@ TOTALS = {"tiny-llava": 144, "tiny-llava-next": 5 * 144, "tiny-qwen": 12 * 12}
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory) -> Path:
     """Checkpoints of the trained ones' size, untrained, where the trained ones would lie."""
-    from tiny_train.architecture import make_trainee
-    from tiny_train.export import export
+    from scripts.tiny.architecture import make_trainee
+    from scripts.tiny.export import export
 
     folder = tmp_path_factory.mktemp("assets")
     families = ("llava", "llava_next", "qwen2_5_vl")

@@ -1,7 +1,7 @@
 """Answers to MMBench -> the xlsx file that its submission server takes.
 
-    python convert_mmbench.py --questions mmbench_dev_20230712.tsv --answers answers.jsonl \
-        --output upload.xlsx
+    python -m scripts.llava_eval.convert_mmbench --questions mmbench_dev_20230712.tsv \
+        --answers answers.jsonl --output upload.xlsx
 
 The server reads the table of the questions, without the images, and a column ``prediction``.
 """
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from answers import ConversionError, exit_status, read_answers, replacing
+
+from scripts.llava_eval.answers import ConversionError, exit_status, read_answers, replacing
 
 COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction")
 # Kept where the split has them; the server scores with its own copy.
