@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from samples import Sample, central_square
 
 from hiprune import HiPruneError
-from scripts.show.open_image import open_image
+from hiprune.images import open_image
 
 ANNOTATIONS = Path("annotations") / "instances_val2017.json"
 IMAGES = "val2017"

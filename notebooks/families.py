@@ -18,7 +18,7 @@ from encoders import quiet
 
 from hiprune import HiPruneConfig, TokenSelection, prune
 from hiprune.config import FAMILIES
-from hiprune.token_grids import TokenGrid
+from hiprune.figures.token_grids import TokenGrid
 from scripts.benchmarks import BENCHMARKS
 from scripts.show.checkpoints import TINY as TRAINED
 from scripts.show.checkpoints import Checkpoint, find_checkpoint

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from hiprune import HiPruneError
-from hiprune.maps import extra_tokens, maps_and_features
-from hiprune.token_grids import TokenGrid, cropped_box, single_grid
+from hiprune.figures.maps import extra_tokens, maps_and_features
+from hiprune.figures.token_grids import TokenGrid, cropped_box, single_grid
 
 TRAINED = {
     "tiny-llava": "trained LLaVA-1.5 tower of this repository",

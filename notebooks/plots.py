@@ -67,7 +67,7 @@ def kinds_legend(figure: Figure) -> None:
     """The colours of the kinds of tokens, below a figure of several selections."""
     from matplotlib.lines import Line2D
 
-    from hiprune.painting import COLOURS
+    from hiprune.figures.painting import COLOURS
 
     handles = [
         Line2D([], [], linestyle="", marker="s", color=colour, ms=9, label=f"{kind}s")

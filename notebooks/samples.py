@@ -20,7 +20,7 @@ from hiprune import HiPruneError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hiprune.token_grids import TokenGrid
+    from hiprune.figures.token_grids import TokenGrid
 
 # Package -> its photos of things, in the order in which they are taken.
 PHOTOS = {
@@ -121,13 +121,13 @@ def central_square(image: Image, mask: Tensor | None = None) -> tuple[Image, Ten
 
 def coverage_of(sample: Sample, grid: TokenGrid) -> Tensor:
     """(rows, columns): the share of each token's square that objects cover."""
-    from hiprune.analysis import coverage
+    from hiprune.figures.analysis import coverage
 
     return coverage(sample.mask, grid.rows, grid.columns, grid.box)
 
 
 def _pictures(paths: Sequence[Path], whose: str, what: str = "picture") -> Samples:
-    from scripts.show.open_image import open_image
+    from hiprune.images import open_image
 
     found = [Sample(path.stem, central_square(open_image(path))[0]) for path in paths]
     return Samples(f"{_number(len(found), what)} {whose}", found)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hiprune import HiPruneError
-from hiprune.analysis import (
+from hiprune.figures.analysis import (
     centre_prior,
     coverage,
     dispersion,

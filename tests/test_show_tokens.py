@@ -20,10 +20,10 @@ if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("transformers' own models need transformers 5", allow_module_level=True)
 
 from hiprune import prune, select_tokens
-from hiprune.maps import received_attention_maps
+from hiprune.figures.maps import received_attention_maps
+from hiprune.images import open_image
 from scripts.show import __main__ as show_tokens
 from scripts.show import checkpoints
-from scripts.show.open_image import open_image
 
 SCRIPT = Path(show_tokens.__file__)
 TOTALS = {"tiny-llava": 144, "tiny-llava-next": 5 * 144, "tiny-qwen": 12 * 12}
@@ -172,7 +172,7 @@ def test_files_that_are_no_pictures(at, capsys, monkeypatch):
         code, out, err = run(capsys, name)
         assert (code, out) == (2, "")
         assert name in err and any(part in err for part in expected.split("|")), err
-        assert "accepted is a picture" in err and err.count("\n") == 1
+        assert "expected a picture" in err and err.count("\n") == 1
     code, _, err = run(capsys, str(at))
     assert code == 2 and "no such file" in err
 

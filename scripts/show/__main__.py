@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import FAMILIES
+from hiprune.images import open_image
 from scripts.show.checkpoints import ALIASES, TINY, Checkpoint, find_checkpoint
-from scripts.show.open_image import open_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +97,7 @@ def draw(
 
     from hiprune import prune
     from hiprune.figures import counts, tokens_figure
-    from hiprune.maps import received_attention_maps
+    from hiprune.figures.maps import received_attention_maps
 
     made = picture(model, image_processor, image, pad=pad)
     made = replace(made, pixels=made.pixels.to(model.device, model.dtype))

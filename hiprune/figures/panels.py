@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
-from hiprune.painting import COLOURS, paint_image, paint_ranks, paint_selection
+from hiprune.figures.painting import COLOURS, paint_image, paint_ranks, paint_selection
+from hiprune.figures.token_grids import TokenGrid
 from hiprune.selection import TokenSelection
-from hiprune.token_grids import TokenGrid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def attention_figure(
 
     Args:
         image: as it was given.
-        maps: (layers, V, N) scores, as of :func:`hiprune.maps.received_attention_maps`.
+        maps: (layers, V, N) scores, as of :func:`hiprune.figures.maps.received_attention_maps`.
         grids: of the image's tokens.
         layers: counted from 1; the first, the middle and the last unless given.
         smooth: as of :func:`paint_ranks`.

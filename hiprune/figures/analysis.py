@@ -1,6 +1,6 @@
 """What the paper's figures measure on received-attention scores: ranks, distances, IoU with a mask.
 
-Scores are (..., N), as :func:`hiprune.maps.received_attention_maps` gives them: the leading
+Scores are (..., N), as :func:`hiprune.figures.maps.received_attention_maps` gives them: the leading
 dimensions are layers, images or views. "The top tokens" of a share p of N tokens are the
 max(1, round(p * N)) highest scores; of equal scores the lower index wins and NaN ranks last, as in
 the selection itself.

@@ -1,7 +1,7 @@
 """Painting on an image: which tokens were kept, or how much each is attended to.
 
-Everything is drawn in pixels of the image as it was given; a :class:`hiprune.token_grids.TokenGrid`
-says where the tokens lie. Kinds of tokens have colours of Okabe and Ito's palette, which readers
+Everything is drawn in pixels of the image as it was given; a ``TokenGrid`` says where the tokens
+lie. Kinds of tokens have colours of Okabe and Ito's palette, which readers
 with any colour vision tell apart, of different lightness; anchors also bear a dot.
 """
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from hiprune.analysis import ranks
+from hiprune.figures.analysis import ranks
+from hiprune.figures.token_grids import TokenGrid
 from hiprune.selection import TokenSelection
-from hiprune.token_grids import TokenGrid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
