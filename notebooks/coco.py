@@ -29,7 +29,7 @@ def read_coco(folder: Path, count: int) -> Iterator[Sample]:
     file = folder / ANNOTATIONS
     if not file.is_file() or not (folder / IMAGES).is_dir():
         raise HiPruneError(
-            f"COCO={folder}: accepted is a folder with {IMAGES}/ and {ANNOTATIONS} in it, out of "
+            f"COCO={folder}: expected a folder with {IMAGES}/ and {ANNOTATIONS} in it, out of "
             "val2017.zip and annotations_trainval2017.zip of cocodataset.org"
         )
     listed = json.loads(file.read_text())

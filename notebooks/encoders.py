@@ -84,7 +84,7 @@ def load_encoder(name: str, device: str = "cpu", local: bool = False) -> Encoder
     except (OSError, ValueError, HTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise (AbsentError if _is_absent(error, local) else HiPruneError)(
-            f"encoder {name}: {reason}; accepted is {', '.join(TRAINED)}, a folder, or a name on "
+            f"encoder {name}: {reason}; expected {', '.join(TRAINED)}, a folder, or a name on "
             "the model hub, if that is reached"
         ) from error
 

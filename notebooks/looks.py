@@ -141,8 +141,8 @@ def _sides(processor: Any) -> tuple[int, int]:
     if processor.do_resize and known and square and not getattr(processor, "do_pad", False):
         return next(iter(resize.values())), next(iter(crop.values()))
     raise HiPruneError(
-        f"image processor: do_resize={processor.do_resize}, size={resize}, crop={crop}; accepted "
-        "is one that resizes a square image to a square, and may crop a square in its centre"
+        f"image processor: do_resize={processor.do_resize}, size={resize}, crop={crop}; expected "
+        "one that resizes a square image to a square, and may crop a square in its centre"
     )
 
 

@@ -141,7 +141,7 @@ def _in_folder(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
     if not found:
         raise HiPruneError(
-            f"IMAGES {shown(folder)}: no picture; accepted is a folder of {', '.join(SUFFIXES)}"
+            f"IMAGES {shown(folder)}: no picture; expected a folder of {', '.join(SUFFIXES)}"
         )
     return found
 

@@ -36,7 +36,7 @@ for argument; do
         -h | --help) usage; exit 0 ;;
         --tiny) arguments+=("$argument") ;;
         -*)
-            echo "$SCRIPT: unknown argument '$argument'; accepted are --tiny, --help and names" \
+            echo "$SCRIPT: unknown argument '$argument'; expected --tiny, --help and names" \
                 "of notebooks" >&2
             exit 2
             ;;

@@ -51,9 +51,9 @@ def test_every_setting_is_one_run_and_can_be_configured(family, tiny):
 
 @pytest.mark.parametrize("name", ["HIPRUNE_ALPHA", "HIPRUNE_BUFFER", "HIPRUNE_OBJECT_LAYER"])
 def test_what_the_ablation_sets_itself_is_refused(name):
-    with pytest.raises(HiPruneError, match=rf"^{name}='1': accepted is only HIPRUNE_RETENTION"):
+    with pytest.raises(HiPruneError, match=rf"^{name}='1': expected only HIPRUNE_RETENTION"):
         read(BENCHMARKS["llava"], tiny=False, env={name: "1"})
-    with pytest.raises(HiPruneError, match=r"^RETENTIONS='64': accepted is one budget"):
+    with pytest.raises(HiPruneError, match=r"^RETENTIONS='64': expected one budget"):
         read(BENCHMARKS["llava"], tiny=False, env={"RETENTIONS": "64"})
 
 

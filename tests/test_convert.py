@@ -125,7 +125,7 @@ def test_grids_that_are_no_squares_keep_their_shape(tmp_path):
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava_llama", None])
 def test_another_kind_of_model(source, kind):
     (source / "config.json").write_text(json.dumps({"model_type": kind} if kind else {}))
-    message = rf"^model_type={kind!r}: accepted is llava or llava_next$"
+    message = rf"^model_type={kind!r}: expected llava or llava_next$"
     refused(source, message)
 
 

@@ -284,7 +284,7 @@ class Products(nn.Module):
     ids=["cdist", "einsum", "baddbmm"],
 )
 def test_an_uncounted_product_is_an_error(product):
-    with pytest.raises(UncountedError, match="accepted are"):
+    with pytest.raises(UncountedError, match="expected"):
         count(Products(product), torch.zeros(1, 3, 4))
 
 
@@ -330,7 +330,7 @@ def test_wrong_arguments(arguments, named, capsys):
         read_settings(arguments)
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert "accepted" in message or "expected" in message
+    assert "expected" in message
     assert all(part in message for part in named), message
 
 

@@ -49,6 +49,6 @@ def test_a_checkpoint_of_the_clone_loses_the_clones_place(tmp_path):
 
 
 def test_nothing_to_keep(tmp_path):
-    with pytest.raises(SystemExit, match=r"no finished run; accepted is a folder that"):
+    with pytest.raises(SystemExit, match=r"no finished run; expected a folder that"):
         keep(tmp_path, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()

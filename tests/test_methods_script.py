@@ -43,7 +43,7 @@ def test_every_method_runs_once_at_every_budget(family, tiny):
 
 def test_what_the_comparison_sets_itself_is_refused():
     for name in ("HIPRUNE_METHOD", "HIPRUNE_SEED", "HIPRUNE_RETENTION", "HIPRUNE_BUFFER"):
-        with pytest.raises(HiPruneError, match=rf"^{name}='1': accepted are only HIPRUNE_ALPHA"):
+        with pytest.raises(HiPruneError, match=rf"^{name}='1': expected only HIPRUNE_ALPHA"):
             read(BENCHMARKS["llava"], True, {name: "1"})
     settings = read(BENCHMARKS["llava"], True, {"HIPRUNE_ALPHA": "0.5", "RETENTIONS": "9"})
     assert settings.budgets == ("9",)

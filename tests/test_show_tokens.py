@@ -180,8 +180,8 @@ def test_files_that_are_no_pictures(at, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "no/such/folder"], r"--model no/such/folder:.*accepted is one of tiny, tiny-"),
-        (["--model", "bert"], "--model bert: its model_type is 'bert'; accepted is one of tiny,"),
+        (["--model", "no/such/folder"], r"--model no/such/folder:.*expected one of tiny, tiny-"),
+        (["--model", "bert"], "--model bert: its model_type is 'bert'; expected one of tiny,"),
         (["--retention", "0"], "--retention '0': expected an integer from 1 to 576"),
         (["--retention", "500"], "retention=500: expected 1 to 144"),
         (["--retention", "0.3"], "--retention '0.3': expected an integer"),
@@ -191,7 +191,7 @@ def test_files_that_are_no_pictures(at, capsys, monkeypatch):
         (["--object-layer", "9"], "object_layer=9: expected 1 to 8"),
         (["--object-layer", "x"], "--object-layer 'x': expected an integer"),
         (["--out", "no/folder/x.png"], "no folder no/folder"),
-        (["--out", "x.abc"], r"--out x.abc:.*accepted is .png"),
+        (["--out", "x.abc"], r"--out x.abc:.*expected .png"),
         (["--device", "nowhere"], "--model tiny on nowhere: "),
         (["--dpi", "many"], "invalid int value: 'many'"),
     ],

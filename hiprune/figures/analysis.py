@@ -41,7 +41,7 @@ def top_tokens(scores: Tensor, share: float) -> Tensor:
         HiPruneError: a share outside of (0, 1].
     """
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise HiPruneError(f"share={share!r}: accepted is a number in (0, 1]")
+        raise HiPruneError(f"share={share!r}: expected a number in (0, 1]")
     return _order(scores)[..., : max(1, round(share * scores.shape[-1]))]
 
 
@@ -65,14 +65,14 @@ def dispersion(features: Tensor, scores: Tensor, share: float) -> Tensor:
     """
     if features.ndim < 2 or features.shape[-2] != scores.shape[-1]:
         raise HiPruneError(
-            f"features: shape {tuple(features.shape)}; accepted is (..., N, C) for scores of "
+            f"features: shape {tuple(features.shape)}; expected (..., N, C) for scores of "
             f"N = {scores.shape[-1]} tokens"
         )
     top = top_tokens(scores, share)  # (..., k)
     k = top.shape[-1]
     if k < 2:
         raise HiPruneError(
-            f"share={share!r}: one of {scores.shape[-1]} tokens; accepted is a share of at least 2"
+            f"share={share!r}: one of {scores.shape[-1]} tokens; expected a share of at least 2"
         )
     features = features.double().expand(*scores.shape, features.shape[-1])
     index = top.unsqueeze(-1).expand(*top.shape, features.shape[-1])
@@ -133,7 +133,7 @@ def coverage(
         (rows, columns) float64.
     """
     if mask.ndim != 2 or 0 in mask.shape:
-        raise HiPruneError(f"mask: shape {tuple(mask.shape)}; accepted is (H, W), not empty")
+        raise HiPruneError(f"mask: shape {tuple(mask.shape)}; expected (H, W), not empty")
     height, width = mask.shape
     left, top, right, bottom = (0, 0, width, height) if box is None else box
     down = _overlaps(top, bottom, rows, height)  # (rows, H)
@@ -162,12 +162,12 @@ def iou(scores: Tensor, mask: Tensor, share: float) -> Tensor:
     """
     if mask.ndim != 2 or mask.numel() != scores.shape[-1]:
         raise HiPruneError(
-            f"mask: shape {tuple(mask.shape)}; accepted is the token grid of scores, (rows, "
+            f"mask: shape {tuple(mask.shape)}; expected the token grid of scores, (rows, "
             f"columns) of {scores.shape[-1]} tokens: coverage() pools a mask in pixels"
         )
     covered = mask.double().flatten().to(scores.device)  # (N,)
     if not bool((covered > 0).any()):
-        raise HiPruneError("mask: covers no token; accepted is a mask of some object")
+        raise HiPruneError("mask: covers no token; expected a mask of some object")
     top = top_tokens(scores, share)
     inside = covered[top].sum(dim=-1)
     return inside / (top.shape[-1] + covered.sum() - inside)
@@ -176,7 +176,7 @@ def iou(scores: Tensor, mask: Tensor, share: float) -> Tensor:
 def _order(scores: Tensor) -> Tensor:
     """(..., N) token of each place, best first."""
     if scores.ndim < 1 or scores.shape[-1] == 0:
-        raise HiPruneError(f"scores: shape {tuple(scores.shape)}; accepted is (..., N), N >= 1")
+        raise HiPruneError(f"scores: shape {tuple(scores.shape)}; expected (..., N), N >= 1")
     # Ascending on the negated scores: torch sorts NaN as the greatest, hence last.
     return torch.argsort(-scores.double(), dim=-1, stable=True)
 
@@ -184,7 +184,7 @@ def _order(scores: Tensor) -> Tensor:
 def _check_columns(scores: Tensor, columns: int) -> None:
     if columns < 1 or scores.shape[-1] % columns:
         raise HiPruneError(
-            f"columns={columns}: accepted is a divisor of the {scores.shape[-1]} tokens"
+            f"columns={columns}: expected a divisor of the {scores.shape[-1]} tokens"
         )
 
 
@@ -192,7 +192,7 @@ def _overlaps(start: float, stop: float, parts: int, pixels: int) -> Tensor:
     """(parts, pixels): the share of each of the equal parts of [start, stop] in each pixel."""
     if parts < 1 or not (math.isfinite(start) and math.isfinite(stop) and start < stop):
         raise HiPruneError(
-            f"grid of {parts} tokens from {start} to {stop}: accepted is at least 1 token on an "
+            f"grid of {parts} tokens from {start} to {stop}: expected at least 1 token on an "
             "interval that is not empty"
         )
     edges = start + (stop - start) * torch.arange(parts + 1, dtype=torch.float64) / parts

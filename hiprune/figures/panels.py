@@ -58,7 +58,7 @@ def attention_figure(
     last = len(maps)
     layers = (1, max(1, last // 2), last) if layers is None else layers
     if not layers or not all(1 <= layer <= last for layer in layers):
-        raise HiPruneError(f"layers={tuple(layers)}: accepted are numbers from 1 to {last}")
+        raise HiPruneError(f"layers={tuple(layers)}: expected numbers from 1 to {last}")
     figure, panels = _panels([[grid] * len(layers) for grid in grids], 0.6)
     for row, grid in zip(panels, grids, strict=True):
         for axes, layer in zip(row, layers, strict=True):

@@ -46,7 +46,7 @@ class TokenGrid:
         """
         if tokens.ndim < 2 or tokens.shape[0] * tokens.shape[1] != self.total:
             raise HiPruneError(
-                f"tokens: shape {tuple(tokens.shape)}; accepted is (V, N, ...) with {self.total} "
+                f"tokens: shape {tuple(tokens.shape)}; expected (V, N, ...) with {self.total} "
                 f"tokens, as the grid of {self.rows} x {self.columns} ({self.name}) belongs to"
             )
         tokens = tokens.flatten(0, 1)
@@ -110,7 +110,7 @@ def anyres_grids(
     rows_of_views, columns_of_views = views
     if min(*size, *views, side, columns) < 1:
         raise HiPruneError(
-            f"image of {size} in {views} views of {side} pixels and {columns} tokens: accepted is "
+            f"image of {size} in {views} views of {side} pixels and {columns} tokens: expected "
             "at least 1 of each"
         )
     width, height = size

@@ -64,7 +64,7 @@ class PrunedLmms:
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise HiPruneError(
                 f"device={device!r}, device_map={device_map!r}: no CUDA device is available; "
-                "accepted here is device_map=cpu"
+                "expected device_map=cpu here"
             )
 
     def _start(self, prune: bool, details: dict[str, Any]) -> None:
@@ -216,13 +216,13 @@ def check_arguments(unknown: dict, prune: object, dtype: str, stock: str) -> Non
     """Raise a HiPruneError for arguments that a model of ours does not take."""
     if unknown:
         raise HiPruneError(
-            f"model_args: {', '.join(sorted(unknown))}; accepted are the arguments of lmms-eval's "
+            f"model_args: {', '.join(sorted(unknown))}; expected the arguments of lmms-eval's "
             f"{stock}, prune and dtype"
         )
     if not isinstance(prune, bool):
-        raise HiPruneError(f"prune={prune!r}: accepted is True or False")
+        raise HiPruneError(f"prune={prune!r}: expected True or False")
     if dtype not in DTYPES:
-        raise HiPruneError(f"dtype={dtype!r}: accepted is {', '.join(DTYPES)}")
+        raise HiPruneError(f"dtype={dtype!r}: expected {', '.join(DTYPES)}")
 
 
 def _is_padding(request: Any) -> bool:

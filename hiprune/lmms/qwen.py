@@ -116,7 +116,7 @@ class Qwen25VLHiPrune(PrunedLmms, Qwen2_5_VL):
         for image in images:
             if not isinstance(image, Image.Image):
                 raise HiPruneError(
-                    f"visual of type {type(image).__name__}: accepted are images (PIL); video "
+                    f"visual of type {type(image).__name__}: expected images (PIL); video "
                     "tasks are not for this model"
                 )
             content.append(

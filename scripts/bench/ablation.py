@@ -21,18 +21,17 @@ def read(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
     """The settings of the default method, at one budget.
 
     Raises:
-        HiPruneError: a variable with what is not accepted, or that the ablation itself sets.
+        HiPruneError: a variable with an unexpected value, or that the ablation itself sets.
     """
     for name in env:
         if name.startswith("HIPRUNE_") and name != benchmark.retention_variable:
             raise HiPruneError(
-                f"{name}={env[name]!r}: accepted is only {benchmark.retention_variable}, since "
+                f"{name}={env[name]!r}: expected only {benchmark.retention_variable}, since "
                 "the ablation sets the others itself"
             )
     if "RETENTIONS" in env:
         raise HiPruneError(
-            f"RETENTIONS={env['RETENTIONS']!r}: accepted is one budget, "
-            f"{benchmark.retention_variable}"
+            f"RETENTIONS={env['RETENTIONS']!r}: expected one budget, {benchmark.retention_variable}"
         )
     if not tiny and "TASKS" not in env:
         env = {**env, "TASKS": " ".join(t for t in TASKS if t in benchmark.tasks)}

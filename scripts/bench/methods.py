@@ -23,12 +23,12 @@ def read(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
     """The settings of HiPrune's runs, at every budget of the curve.
 
     Raises:
-        HiPruneError: a variable with what is not accepted, or that the comparison itself sets.
+        HiPruneError: a variable with an unexpected value, or that the comparison itself sets.
     """
     for name in env:
         if name.startswith("HIPRUNE_") and name not in OURS:
             raise HiPruneError(
-                f"{name}={env[name]!r}: accepted are only {' and '.join(OURS)}, since the "
+                f"{name}={env[name]!r}: expected only {' and '.join(OURS)}, since the "
                 "comparison sets the others itself; budgets are in RETENTIONS"
             )
     curve = benchmark.tiny.curve if tiny else benchmark.retentions

@@ -74,7 +74,7 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     """Check everything that can be checked before hours of work.
 
     Raises:
-        HiPruneError: a variable that is set to anything not accepted.
+        HiPruneError: a variable that is set to anything unexpected.
     """
     env = {"HIPRUNE_OBJECT_LAYER": str(_object_layer(benchmark, tiny)), **env}
     single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")

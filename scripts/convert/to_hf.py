@@ -73,7 +73,7 @@ def convert(source: Path, target: Path) -> Path:
     source, target = Path(source), Path(target)
     settings = json.loads((source / "config.json").read_text())
     if settings["model_type"] not in KINDS:
-        raise SystemExit(f"model_type={settings['model_type']!r}: accepted is {' or '.join(KINDS)}")
+        raise SystemExit(f"model_type={settings['model_type']!r}: expected {' or '.join(KINDS)}")
     weights = rename(_read_weights(source))
     tower = _tower(source, settings)
     vision = CLIPVisionConfig.from_pretrained(tower)

@@ -48,9 +48,7 @@ def convert(source: Path, target: Path) -> Path:
     source, target = Path(source), Path(target).resolve()
     config = json.loads((source / "config.json").read_text())
     if config.get("model_type") not in ("llava", "llava_next"):
-        raise SystemExit(
-            f"model_type={config.get('model_type')!r}: accepted is llava or llava_next"
-        )
+        raise SystemExit(f"model_type={config.get('model_type')!r}: expected llava or llava_next")
     pieces = source / "tokenizer.model"
     if not pieces.is_file():
         raise SystemExit(f"{pieces}: missing; the llava package reads its tokenizer from it")

@@ -34,7 +34,7 @@ def convert(questions: Path, answers: Path, output: Path) -> None:
     table = pd.read_csv(questions, sep="\t", dtype=str, keep_default_na=False)
     missing = [name for name in COLUMNS[:-1] if name not in table.columns]
     if missing:
-        raise ConversionError(f"{questions}: no column {', '.join(missing)}; accepted is MMBench's")
+        raise ConversionError(f"{questions}: no column {', '.join(missing)}; expected MMBench's")
     table["index"] = table["index"].astype(int)
     found = read_answers(answers)
     _check_same_questions(set(table["index"]), set(found), questions, answers)
@@ -55,12 +55,12 @@ def _check_same_questions(asked: set, answered: set, questions: Path, answers: P
     if asked - answered:
         raise ConversionError(
             f"{answers}: no answer to {len(asked - answered)} of the {len(asked)} questions of "
-            f"{questions}, the first is {min(asked - answered, key=str)}; accepted is one for each"
+            f"{questions}, the first is {min(asked - answered, key=str)}; expected one for each"
         )
     if answered - asked:
         raise ConversionError(
             f"{answers}: {len(answered - asked)} answers to questions that {questions} does not "
-            f"have, the first is {min(answered - asked, key=str)}; accepted is the split's own"
+            f"have, the first is {min(answered - asked, key=str)}; expected the split's own"
         )
 
 

@@ -41,7 +41,7 @@ def convert(questions: Path, answers: Path, output: Path) -> None:
     if unknown:
         raise ConversionError(
             f"{answers}: {len(unknown)} answers to questions that {questions} does not have, the "
-            f"first is {min(unknown, key=str)}; accepted is the split's own"
+            f"first is {min(unknown, key=str)}; expected the split's own"
         )
     entries = [
         {"question_id": question, "answer": normalise(found.get(question, ""))}

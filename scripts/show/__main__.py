@@ -43,7 +43,7 @@ def show(args: argparse.Namespace) -> Path:
     image = open_image(args.image)
     out = args.out or Path(f"{args.image.stem}-tokens.png")
     if not out.parent.is_dir():
-        raise HiPruneError(f"--out {out}: no folder {out.parent}; accepted is one that is there")
+        raise HiPruneError(f"--out {out}: no folder {out.parent}; expected one that is there")
     checkpoint = find_checkpoint(args.model)
     config = settings(args, checkpoint)
     model, processor = checkpoint.load(args.device)
@@ -51,7 +51,7 @@ def show(args: argparse.Namespace) -> Path:
     try:
         figure.savefig(out, dpi=args.dpi)
     except (OSError, ValueError) as error:
-        raise HiPruneError(f"--out {out}: {error}; accepted is .png, .pdf or .svg") from error
+        raise HiPruneError(f"--out {out}: {error}; expected .png, .pdf or .svg") from error
     print(line)
     return out
 
@@ -83,7 +83,7 @@ def settings(args: argparse.Namespace, checkpoint: Checkpoint) -> HiPruneConfig:
         raise HiPruneError(message) from error
     if config.method != "hiprune" or config.uses_cls:
         raise HiPruneError(
-            f"HIPRUNE_METHOD={config.method!r}, HIPRUNE_SCORE={config.score!r}: accepted are "
+            f"HIPRUNE_METHOD={config.method!r}, HIPRUNE_SCORE={config.score!r}: expected "
             "'hiprune' and 'global', whose choice the attention maps explain"
         )
     return config

@@ -69,15 +69,15 @@ def find_checkpoint(name: str) -> Checkpoint:
     names = (*ALIASES, *TINY)
     tiny = TINY.get(ALIASES.get(name, name))
     path = ASSETS / tiny.asset if tiny else name
-    accepted = (
-        f"accepted is one of {', '.join(names)}, or a folder or hub name of a LLaVA-1.5, "
+    expected = (
+        f"expected one of {', '.join(names)}, or a folder or hub name of a LLaVA-1.5, "
         "LLaVA-NeXT or Qwen2.5-VL checkpoint in transformers' format (llava-hf/*, Qwen/*)"
     )
     try:
         family = transformers.AutoConfig.from_pretrained(path).model_type
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise HiPruneError(f"--model {name}: {reason[0]}; {accepted}") from error
+        raise HiPruneError(f"--model {name}: {reason[0]}; {expected}") from error
     if family not in FAMILIES:  # which bear the names of transformers' model types
-        raise HiPruneError(f"--model {name}: its model_type is {family!r}; {accepted}")
+        raise HiPruneError(f"--model {name}: its model_type is {family!r}; {expected}")
     return Checkpoint(name, path, family, tiny)

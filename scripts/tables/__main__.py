@@ -50,7 +50,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if not args.logs.is_dir():
         parser.error(f"logs={str(args.logs)!r}: no such folder")
     if args.output and (args.output.is_dir() or not args.output.parent.is_dir()):
-        parser.error(f"output={str(args.output)!r}: accepted is a file in a folder that exists")
+        parser.error(f"output={str(args.output)!r}: expected a file in a folder that exists")
     return args
 
 

@@ -28,7 +28,7 @@ def keep(logs: Path, target: Path) -> int:
     """
     results = read_results(logs, lambda fault: print(f"left out: {fault}", file=sys.stderr))
     if not results:
-        raise SystemExit(f"{logs}: no finished run; accepted is a folder that a bench script wrote")
+        raise SystemExit(f"{logs}: no finished run; expected a folder that a bench script wrote")
     target.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(_essence(result), sort_keys=True) + "\n" for result in results]
     (target / KEPT).write_text("".join(lines), encoding="utf-8")

@@ -15,5 +15,5 @@ FAMILIES = tuple(MAKERS)
 def make_trainee(family: str, directory: Path) -> Trainee:
     """A model with fresh weights; its tokenizer's file is written to ``directory``."""
     if family not in MAKERS:
-        raise SystemExit(f"family={family!r}: accepted is one of {', '.join(FAMILIES)}")
+        raise SystemExit(f"family={family!r}: expected one of {', '.join(FAMILIES)}")
     return MAKERS[family](directory)

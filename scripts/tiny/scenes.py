@@ -191,7 +191,7 @@ def _depth(shape: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArra
         edge = (dent[0] - 1, dent[1])
         length = (edge[0] ** 2 + edge[1] ** 2) ** 0.5
         return (across * edge[0] - (along - 1) * edge[1]) / length
-    raise ValueError(f"shape={shape!r}: accepted is one of {', '.join(SHAPES)}")
+    raise ValueError(f"shape={shape!r}: expected one of {', '.join(SHAPES)}")
 
 
 def _texture(name: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -33,7 +33,7 @@ def _count(arguments: Sequence[str] | None) -> int:
         versions = {name: version(name) for name in PACKAGES}
     except PackageNotFoundError as error:
         return _refuse(
-            f"{error.name} is not installed; accepted is an environment of setup_llava.sh (LLaVA) "
+            f"{error.name} is not installed; expected an environment of setup_llava.sh (LLaVA) "
             "or setup_qwen.sh (all models)"
         )
     from scripts.efficiency.flops.models import counts_of
@@ -80,7 +80,7 @@ def _write(place: str, text: str) -> int:
     try:
         Path(place).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        return _refuse(f"--json={place!r}: {error.strerror}; accepted is a file to write, or -")
+        return _refuse(f"--json={place!r}: {error.strerror}; expected a file to write, or -")
     print(f"\nfigures in full: {place}")
     return 0
 

@@ -95,7 +95,7 @@ def figures(
         vision, projector, llm = (2 * work.weights for work in parts)
         return Figures(vision, None, projector, llm)
     if convention != "executed":
-        raise ValueError(f"convention={convention!r}: accepted is one of {', '.join(CONVENTIONS)}")
+        raise ValueError(f"convention={convention!r}: expected one of {', '.join(CONVENTIONS)}")
     tower = counts.tower() if kept is None else counts.pruned_tower(kept)
     scoring = 0 if kept is None else counts.scoring_pass().total * passes
     llm = counts.layers(positions) + counts.lm_head(1)

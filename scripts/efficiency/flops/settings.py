@@ -55,7 +55,7 @@ class Settings:
 
 
 def read_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Parse and check; anything not accepted ends the program with exit code 2 and a message."""
+    """Parse and check; anything unexpected ends the program with exit code 2 and a message."""
     parser = make_parser()
     args = parser.parse_args(arguments)
     names = _choice(parser, "--model", args.model, ARCHITECTURES)
@@ -112,16 +112,16 @@ def _subject(
     if texts is None:
         return subject
     least, most = picture.views, picture.tokens
-    accepted = f"an integer from {least} to {most} (tokens) or a number in (0, 1] (share of them)"
+    expected = f"an integer from {least} to {most} (tokens) or a number in (0, 1] (share of them)"
     if least > 1:
-        accepted += f" that leaves each of the {least} views a token"
+        expected += f" that leaves each of the {least} views a token"
     retentions = []
     for text in texts:
         value = _number(text)
         whole = isinstance(value, int) and least <= value <= most
         share = isinstance(value, float) and 0 < value <= 1 and subject.kept(value) >= 1
         if not whole and not share:
-            parser.error(f"--retention={text!r}: accepted for {name} is {accepted}")
+            parser.error(f"--retention={text!r}: of {name} expected {expected}")
         retentions.append(value)
     return Subject(architecture, picture, tuple(retentions))
 
@@ -130,7 +130,7 @@ def _check_positions(parser: argparse.ArgumentParser, subject: Subject, text_tok
     positions, tokens = subject.architecture.text.positions, subject.picture.tokens
     if text_tokens + tokens > positions:
         parser.error(
-            f"--text-tokens={text_tokens}: accepted for {subject.architecture.name} is an integer "
+            f"--text-tokens={text_tokens}: of {subject.architecture.name} expected an integer "
             f"from 0 to {positions - tokens} ({positions} positions less {tokens} visual tokens)"
         )
 
@@ -140,7 +140,7 @@ def _check_file(parser: argparse.ArgumentParser, name: str | None) -> None:
         return
     path = Path(name).absolute()
     if path.is_dir() or not path.parent.is_dir():
-        parser.error(f"--json={name!r}: accepted is a file in a folder that exists, or -")
+        parser.error(f"--json={name!r}: expected a file in a folder that exists, or -")
 
 
 def _choice(
@@ -149,7 +149,7 @@ def _choice(
     names = _words(given) if given else tuple(known)
     for name in names:
         if name not in known:
-            parser.error(f"{option}={name!r}: accepted is one or more of {', '.join(known)}")
+            parser.error(f"{option}={name!r}: expected one or more of {', '.join(known)}")
     return names
 
 
@@ -166,7 +166,7 @@ def _number(text: str) -> int | float | None:
 def _integer(parser: argparse.ArgumentParser, option: str, text: str, least: int, most: int) -> int:
     value = _number(text)
     if not isinstance(value, int) or not least <= value <= most:
-        parser.error(f"{option}={text!r}: accepted is an integer from {least} to {most}")
+        parser.error(f"{option}={text!r}: expected an integer from {least} to {most}")
     return value
 
 
@@ -175,7 +175,7 @@ def _image_size(parser: argparse.ArgumentParser, text: str) -> tuple[int, int]:
     sides = tuple(map(int, match.groups())) if match else (0, 0)
     if not all(1 <= side <= LONGEST_SIDE for side in sides):
         parser.error(
-            f"--image-size={text!r}: accepted is WxH, width and height in pixels, each an integer "
+            f"--image-size={text!r}: expected WxH, width and height in pixels, each an integer "
             f"from 1 to {LONGEST_SIDE}"
         )
     return sides

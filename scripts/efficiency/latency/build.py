@@ -48,7 +48,7 @@ def build(request: Request) -> Subject:
             raise
         raise BenchError(
             f"checkpoint={request.checkpoint or 'random weights'!r} with "
-            f"attention={request.attention!r}: {str(error).strip()}\naccepted is a folder or a hub "
+            f"attention={request.attention!r}: {str(error).strip()}\nexpected a folder or a hub "
             "id that is reachable (--random-weights needs none), and an attention that is "
             "installed (eager always is)"
         ) from error
@@ -147,7 +147,7 @@ def _load_llava(request: Request) -> Subject:
     name = get_model_name_from_path(request.checkpoint)
     if "llava" not in name.lower():
         raise BenchError(
-            f"checkpoint={request.checkpoint!r}: accepted by the `llava` package is a name with "
+            f"checkpoint={request.checkpoint!r}: the `llava` package expects a name with "
             "'llava' in its last part"
         )
     with warnings.catch_warnings():

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 def _complete(args: argparse.Namespace) -> None:
     args.device = _device(args.device)
     if args.model is None and args.part != "kernel":
-        raise BenchError(f"model=None: accepted is one of {', '.join(MODELS)}")
+        raise BenchError(f"model=None: expected one of {', '.join(MODELS)}")
     _refuse_unused(args)
     args.dtype = args.dtype or ("bfloat16" if args.device.type == "cuda" else "float32")
     if args.part == "kernel":
@@ -89,17 +89,17 @@ def _complete(args: argparse.Namespace) -> None:
     if args.tiny and args.checkpoint:
         raise BenchError(
             f"checkpoint={args.checkpoint!r} with model={args.model!r}, which is built with random "
-            f"weights; accepted with a checkpoint is one of {', '.join(ARCHITECTURES)}"
+            f"weights; with a checkpoint expected one of {', '.join(ARCHITECTURES)}"
         )
     is_qwen = args.architecture.family == "qwen2_5_vl"
     if args.image and args.image_size:
-        raise BenchError("image-size: of a made picture; accepted is it or --image, not both")
+        raise BenchError("image-size: of a made picture; expected this or --image, not both")
     if args.retention is None:
         args.retention = list(args.architecture.retentions)
         if args.part == "vision" and is_qwen:
             args.retention = [RETENTION]
     if len(set(args.retention)) < len(args.retention):
-        raise BenchError(f"retention={args.retention}: accepted is each budget once")
+        raise BenchError(f"retention={args.retention}: expected each budget once")
     if args.new_tokens is None and args.part == "all":
         args.new_tokens = TINY_NEW_TOKENS if args.tiny else PAPER_NEW_TOKENS
     if args.image_size is None and args.image is None:
@@ -125,21 +125,21 @@ def _refuse_unused(args: argparse.Namespace) -> None:
         if is_unused and value is not None:
             raise BenchError(
                 f"{name}={value!r} with --part {args.part} of {args.model or 'the kernels'}; "
-                "accepted is without it, since it changes nothing there"
+                "expected none, since it changes nothing there"
             )
 
 
 def _device(text: str | None) -> torch.device:
     text = text or ("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise BenchError(f"device={text!r}: accepted is cpu, cuda or cuda:N")
+        raise BenchError(f"device={text!r}: expected cpu, cuda or cuda:N")
     if text.startswith("cuda"):
         here = torch.cuda.device_count()
         number = int(text.partition(":")[2] or 0)
         if number >= here:
             raise BenchError(
                 f"device={text!r}: this machine and torch {torch.__version__} have {here} CUDA "
-                f"GPUs; accepted is {'cpu' if not here else f'cpu or cuda:0 to cuda:{here - 1}'}"
+                f"GPUs; expected {'cpu' if not here else f'cpu or cuda:0 to cuda:{here - 1}'}"
             )
         return torch.device("cuda", number)
     return torch.device("cpu")
@@ -148,7 +148,7 @@ def _device(text: str | None) -> torch.device:
 def _whole(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: accepted is a whole number from {least}")
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least}")
         return int(text)
 
     return read
@@ -162,7 +162,7 @@ def _retention(text: str) -> int | float:
         raise argparse.ArgumentTypeError(str(error)) from error
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: accepted is a whole number of tokens or a share in (0, 1]"
+            f"{text!r}: expected a whole number of tokens or a share in (0, 1]"
         ) from error
     return value
 
@@ -171,14 +171,14 @@ def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     size = tuple(map(int, match.groups())) if match else (0, 0)
     if not all(28 <= side <= 16384 for side in size):
-        raise argparse.ArgumentTypeError(f"{text!r}: accepted is WxH, each 28 to 16384 pixels")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected WxH, each 28 to 16384 pixels")
     return size
 
 
 def _patches(text: str) -> tuple[int, int | None]:
     """(patches, repetitions of their own or None)."""
     if not re.fullmatch(r"[0-9]{1,9}(:[0-9]{1,9})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: accepted is PATCHES or PATCHES:REPETITIONS")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected PATCHES or PATCHES:REPETITIONS")
     count, _, own = text.partition(":")
     try:
         side_of(int(count))

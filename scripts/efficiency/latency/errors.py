@@ -6,7 +6,7 @@ import torch
 
 
 class BenchError(ValueError):
-    """Names the argument, the value found and what is accepted."""
+    """Names the argument, the value found and what is expected."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

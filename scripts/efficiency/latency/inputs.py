@@ -45,11 +45,11 @@ def make_inputs(subject: Subject, image: Image, prompt: str | None, seed: int) -
 
     Args:
         prompt: the question; None: :data:`PROMPT`. Random weights come without a tokenizer: their
-            prompt is ``TEXT_TOKENS`` ids drawn from ``seed``, and accepted is None.
+            prompt is ``TEXT_TOKENS`` ids drawn from ``seed``, and None is expected.
     """
     if subject.reader is None and prompt is not None:
         raise BenchError(
-            f"prompt={prompt!r} with random weights, which have no tokenizer; accepted is none (it "
+            f"prompt={prompt!r} with random weights, which have no tokenizer; expected none (it "
             f"becomes {TEXT_TOKENS} random ids)"
         )
     text = _random_ids(subject, seed)

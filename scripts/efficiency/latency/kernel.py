@@ -37,7 +37,7 @@ def kernel_cases(
     """
     if device.type != "cuda":
         raise BenchError(
-            f"device={str(device)!r} with part='kernel'; accepted is a CUDA GPU, since the kernels "
+            f"device={str(device)!r} with part='kernel'; expected a CUDA GPU, since the kernels "
             "that are compared run on nothing else"
         )
     cases, comparisons = [], []

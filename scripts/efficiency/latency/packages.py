@@ -26,12 +26,12 @@ def choose_package(asked: str | None, family: str) -> str:
     package = asked or ("llava" if has_llava_package() else "transformers")
     if package == "llava" and not has_llava_package():
         raise BenchError(
-            "package='llava': it is not importable here; accepted is an environment that has it "
+            "package='llava': it is not importable here; expected an environment that has it "
             "(setup_llava.sh makes one), or --package transformers"
         )
     if package == "llava" and family == "qwen2_5_vl":
         raise BenchError(
-            "model: Qwen2.5-VL with the `llava` package; accepted are LLaVA models here. "
+            "model: Qwen2.5-VL with the `llava` package; expected LLaVA models here. "
             "Qwen2.5-VL needs the environment of setup_qwen.sh"
         )
     if package == "transformers":

@@ -20,9 +20,7 @@ def read_picture(file: Path) -> Image.Image:
         with Image.open(file) as image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise BenchError(
-            f"image={str(file)!r}: {error}; accepted is a file with an image"
-        ) from error
+        raise BenchError(f"image={str(file)!r}: {error}; expected a file with an image") from error
 
 
 def make_picture(size: tuple[int, int], seed: int) -> Image.Image:

@@ -35,7 +35,7 @@ def llava_variants(
     if subject.is_llava_package and subject.family == "llava_next":
         raise BenchError(
             "part='vision' of LLaVA-NeXT in the `llava` package, which encodes views within a "
-            "prompt alone; accepted there is LLaVA-1.5 (with --package transformers both are)"
+            "prompt alone; expected LLaVA-1.5 there (either with --package transformers)"
         )
     unpatched = f"unpatched ({_attention(subject)})"
     variants = [Variant(unpatched, partial(_unpatched, subject, inputs), repetitions, {})]

@@ -61,7 +61,7 @@ def side_of(patches: int) -> int:
     side = math.isqrt(max(patches, 0))
     if side < 2 or side % 2 or side * side != patches:
         raise BenchError(
-            f"patches={patches}: accepted is the square of an even number, as "
+            f"patches={patches}: expected the square of an even number, as "
             f"{', '.join(map(str, PATCHES))}"
         )
     return side
