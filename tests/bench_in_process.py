@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.bench import process as bench_run
-from scripts.bench import run as bench_program
+from scripts.bench import process as bench_process
+from scripts.bench import run as bench_run
 from scripts.bench.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,8 +40,8 @@ def bench_here(script: str, *arguments: str, **variables: str) -> tuple[int, str
             patch.setenv(name, value)
         patch.setattr(sys, "argv", handed_over(script, *arguments))
         patch.setattr(torch.cuda, "is_available", lambda: False)  # as where there is no GPU
-        patch.setattr(bench_program, "end_on_signals", lambda: None)
-        patch.setattr(bench_run, "_stream", evaluate)
+        patch.setattr(bench_run, "end_on_signals", lambda: None)
+        patch.setattr(bench_process, "_stream", evaluate)
         with redirect_stdout(output), redirect_stderr(output):
             status = main()
     return status, output.getvalue()

@@ -15,16 +15,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.efficiency.latency import memory, parts, report, session
+from scripts.efficiency.architectures import MODELS, TINY
+from scripts.efficiency.latency import clock as memory
+from scripts.efficiency.latency import parts, report, session
 from scripts.efficiency.latency.build import build
 from scripts.efficiency.latency.cli import parse
 from scripts.efficiency.latency.clock import OTHER, Stopwatch
-from scripts.efficiency.latency.comparisons import Comparison
-from scripts.efficiency.latency.rounds import Case, Rounds, Row, run_rounds
-from scripts.efficiency.latency.stats import paired_ratios, summarise
+from scripts.efficiency.latency.report import number
+from scripts.efficiency.latency.rounds import (
+    Case,
+    Comparison,
+    Rounds,
+    Row,
+    paired_ratios,
+    run_rounds,
+    summarise,
+)
 from scripts.efficiency.latency.subject import Request, language_model
-from scripts.efficiency.latency.tables import number
-from scripts.efficiency.latency.tiny import MODELS, TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_LLAVA = find_spec("llava") is not None
@@ -315,12 +322,15 @@ def test_vision_part_of_qwen(main, tmp_path):
         ("", "model=None: expected one of llava-1.5-7b"),
         ("--model tiny --retention 0", "retention=0: expected an int of at least 1"),
         ("--model tiny --retention 1.5", "retention=1.5: expected"),
-        ("--model tiny --retention some", "'some': expected a whole number of tokens or"),
+        ("--model tiny --retention some", "'some': expected an integer (tokens) or a share"),
         ("--model tiny --retention 9 9", "expected each budget once"),
-        ("--model tiny --repetitions 0", "'0': expected a whole number from 1"),
+        ("--model tiny --repetitions 0", "'0': expected an integer of at least 1"),
         ("--model tiny --new-tokens -1", "--new-tokens: "),
-        ("--model tiny --warmup x", "'x': expected a whole number from 0"),
-        ("--model tiny --image-size 20x20", "expected WxH, each 28 to 16384 pixels"),
+        ("--model tiny --warmup x", "'x': expected an integer of at least 0"),
+        (
+            "--model tiny --image-size 20x20",
+            "in pixels, each an integer from 28",
+        ),
         ("--model tiny --image a.png --image-size 56x56", "expected this or --image, not both"),
         ("--model tiny --device tpu", "device='tpu': expected cpu, cuda or cuda:N"),
         ("--model tiny --device cuda:77", "device='cuda:77': this machine"),
@@ -329,7 +339,7 @@ def test_vision_part_of_qwen(main, tmp_path):
         ("--model llava-1.5-7b --checkpoint x --random-weights", "not allowed with argument"),
         ("--model tiny --patches 64", "patches=[(64, None)] with --part all of tiny"),
         ("--model tiny-qwen --part vision --patches 63", "expected the square of an even"),
-        ("--model tiny-qwen --part vision --patches 64:0", "expected a whole number from 1"),
+        ("--model tiny-qwen --part vision --patches 64:0", "expected an integer of at least 1"),
         ("--model tiny-qwen --part vision --image a.png", "expected none"),
         ("--model tiny --part vision --new-tokens 5", "expected none"),
     ],
@@ -346,7 +356,7 @@ def test_arguments_that_are_refused(capsys, arguments, message):
     [
         ("--part kernel --device cpu", "expected a CUDA GPU"),
         ("--model tiny --prompt hello", "prompt='hello' with random weights"),
-        ("--model tiny --image /nowhere.png", "image='/nowhere.png': "),
+        ("--model tiny --image /nowhere.png", "IMAGE /nowhere.png: no such file"),
         ("--model tiny --retention 145", "retention=145: expected 1 to 144"),
         ("--model llava-1.5-7b --checkpoint /nowhere-llava", "/nowhere-llava"),
         pytest.param(

@@ -19,14 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hiprune import HiPruneConfig, prune
 from scripts.efficiency.architectures import ARCHITECTURES, Architecture, Text, Vision
+from scripts.efficiency.flops.cli import Subject, read_settings
 from scripts.efficiency.flops.conventions import CONVENTIONS, figures
-from scripts.efficiency.flops.models import counts_of
-from scripts.efficiency.flops.picture import IMAGE_SIZE, picture_of
-from scripts.efficiency.flops.rows import paper_totals, rows_of
-from scripts.efficiency.flops.settings import Subject, read_settings
-from scripts.efficiency.flops.tables import introduction, table
-from scripts.efficiency.flops.traced import UncountedError, count, one_of
-from scripts.efficiency.flops.work import Picture, Work
+from scripts.efficiency.flops.count import Picture, UncountedError, Work, count, one_of
+from scripts.efficiency.flops.models import IMAGE_SIZE, counts_of, picture_of
+from scripts.efficiency.flops.tables import introduction, paper_totals, rows_of, table
 
 FLOPS = Path(__file__).resolve().parents[1] / "flops.py"
 OWN_MODELS = int(transformers.__version__.split(".")[0]) >= 5  # transformers' own, Qwen among them
@@ -109,7 +106,7 @@ def test_windows_of_any_image_size(size):
 def test_image_size_is_rounded_as_the_processor_does(size):
     from transformers.models.qwen2_vl import image_processing_qwen2_vl as qwen2_vl
 
-    from scripts.efficiency.flops.picture import MAX_PIXELS, MIN_PIXELS
+    from scripts.efficiency.flops.models import MAX_PIXELS, MIN_PIXELS
 
     processor = qwen2_vl.Qwen2VLImageProcessor(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     width, height = size

@@ -10,7 +10,8 @@ from table_logs import (
     parse_markdown,
 )
 
-from scripts.tables.__main__ import read_tables, render
+from scripts.tables.layouts import render
+from scripts.tables.runs import read_tables
 
 
 @pytest.fixture

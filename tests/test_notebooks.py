@@ -22,7 +22,7 @@ from table_logs import Logs
 from scripts import run_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "run_notebooks.py"
+SCRIPT = (str(ROOT / "scripts"), "run_notebooks")
 KEPT = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -31,7 +31,7 @@ def run(capfd):
     """run_notebooks.py in this process, from the root; each kernel is a process of its own."""
 
     def run(*arguments: object, **variables: object) -> subprocess.CompletedProcess:
-        command = [str(SCRIPT), *map(str, arguments)]
+        command = [SCRIPT[0], *map(str, arguments)]
         before = signal.getsignal(signal.SIGTERM)
         capfd.readouterr()
         with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +116,7 @@ def test_what_ends_it_ends_the_kernel_too(tmp_path):
     begun = tmp_path / "begun"
     source = f"import os, time\nopen({str(begun)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
     file = write(tmp_path / "long.ipynb", source)
-    command = [sys.executable, "-W", "ignore", SCRIPT, file, file]
+    command = [sys.executable, "-W", "ignore", *SCRIPT, file, file]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not (begun.exists() and begun.read_text()) and time.monotonic() < until:
@@ -165,7 +165,7 @@ def test_all_of_them_run(tmp_path):
         metrics = {"existence_accuracy,none": 0.8}
         logs.write("hiprune_tiny", metrics, budget, checkpoint="x/llava-1.5-tiny", object_layer=3)
     env = {**os.environ, "OUTPUT": str(tmp_path), "LOGS": str(logs.folder)}
-    command = [sys.executable, "-W", "ignore", SCRIPT, "--tiny"]
+    command = [sys.executable, "-W", "ignore", *SCRIPT, "--tiny"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": ok in ") == len(KEPT) == 7

@@ -25,15 +25,15 @@ from hiprune.images import open_image
 from scripts.show import __main__ as show_tokens
 from scripts.show import checkpoints
 
-SCRIPT = Path(show_tokens.__file__)
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "show_tokens.py"
 TOTALS = {"tiny-llava": 144, "tiny-llava-next": 5 * 144, "tiny-qwen": 12 * 12}
 
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory) -> Path:
     """Checkpoints of the trained ones' size, untrained, where the trained ones would lie."""
-    from scripts.tiny.architecture import make_trainee
     from scripts.tiny.export import export
+    from scripts.tiny.loop import make_trainee
 
     folder = tmp_path_factory.mktemp("assets")
     families = ("llava", "llava_next", "qwen2_5_vl")

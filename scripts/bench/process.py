@@ -182,10 +182,10 @@ def _reason(log: Path, status: int) -> str:
     text = log.read_text(errors="replace")
     told = re.findall(r"Error during evaluation: (.+?)\. Please set `--verbosity", text, re.S)
     # "task ..., sample ...": how our model ends when it is one process of several.
-    kinds = r"(?:\w+\.)*\w*(?:Error|Exception)\b|task \S+, sample "
-    errors = re.findall(rf"^(?:\[rank\d+\]: *)?((?:{kinds}).*)$", text, re.M)
-    said = [*told[-1:], *reversed(errors)]
-    causes = [line for line in said if not re.match(WRAPPERS, line)]
+    causes_begin = r"(?:\w+\.)*\w*(?:Error|Exception)\b|task \S+, sample "
+    errors = re.findall(rf"^(?:\[rank\d+\]: *)?((?:{causes_begin}).*)$", text, re.M)
+    candidates = [*told[-1:], *reversed(errors)]
+    causes = [line for line in candidates if not re.match(WRAPPERS, line)]
     if causes:
         return _one_line(causes[0])
     signals = re.findall(SIGNALLED, text)
@@ -195,8 +195,8 @@ def _reason(log: Path, status: int) -> str:
         return f"one of the processes was ended by {signals[0]}"
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
-    if said:
-        return _one_line(said[0])
+    if candidates:
+        return _one_line(candidates[0])
     lines = [line for line in text.splitlines() if line.strip()]
     return f"exit status {status}" + (f": {lines[-1].strip()[:300]}" if lines else "")
 

@@ -1,22 +1,34 @@
-"""lmms-eval's tasks, groups and tags by name, checked before the first run.
+"""lmms-eval's tasks, groups and tags by name, checked before the first run; and their data.
 
 Its files are read as text, few of them where that will do: lmms-eval's own index of its thousands
-takes longer than the rest of a start.
+takes longer than the rest of a start. Most tasks load their data with ``token=True``: without a
+login to the hub even public data fail, but for what is in the cache already.
+
+    python -m scripts.bench.registry TASK ...    prints {task: its data set} of those that cannot
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
 from hiprune import HiPruneError
+from scripts.benchmarks import ROOT
 
 _KEY = re.compile(r"^[\"']?(task|group|tag)[\"']? *:(.*)$")
 PAIRED = ("mme",)  # tasks of two questions an image, scored together
+WHY = (
+    "{data} is not on this machine, and without a login to the hub lmms-eval does not load it "
+    "(`hf auth login`, or HF_TOKEN)"
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +50,9 @@ class Registry:
         for name in names:
             if name not in self.files and name not in self.groups:
                 near = get_close_matches(name, known, 3)
-                said = f" ({' or '.join(near)}?)" if near else ""
+                suggestion = f" ({' or '.join(near)}?)" if near else ""
                 raise HiPruneError(
-                    f"TASKS: {name!r}: expected a task or group of lmms-eval{said}; "
+                    f"TASKS: {name!r}: expected a task or group of lmms-eval{suggestion}; "
                     "`python -m lmms_eval --tasks list` has all"
                 )
             odd = [task for task in self.tasks(name) if task in PAIRED]
@@ -114,3 +126,53 @@ def _values(lines: list[str]) -> dict[str, str | list[str]]:
 def _bare(text: str) -> str:
     """Without a comment and quotes."""
     return re.sub(r"(^|\s)#.*$", "", text).strip().strip("\"'")
+
+
+def without_access(tasks: Iterable[str]) -> dict[str, str]:
+    """Task -> why it cannot load its data; empty where there is a login."""
+    from huggingface_hub import get_token
+
+    tasks = list(dict.fromkeys(tasks))
+    if not tasks or get_token() is not None:
+        return {}
+    # A process of its own: datasets reads the variable when it is imported.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "scripts"), "bench.registry", *tasks],
+        env={**os.environ, "HF_DATASETS_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:  # the runs will tell what is wrong
+        return {}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {task: WHY.format(data=data) for task, data in found.items()}
+
+
+def needs_login(config: Mapping) -> bool:
+    """Does a task with this configuration ask the hub for its data, by name?"""
+    arguments = config.get("dataset_kwargs") or {}
+    return bool(arguments.get("token")) and not arguments.get("load_from_disk")
+
+
+def main() -> int:
+    from datasets import load_dataset_builder
+    from lmms_eval.utils import load_yaml_config
+
+    missing = {}
+    tasks = sys.argv[1:]
+    files = read_registry(tasks).files
+    for task, path in ((task, files[task]) for task in tasks if task in files):
+        config = load_yaml_config(yaml_path=str(path), mode="simple")
+        if not needs_login(config):
+            continue
+        data, part = config["dataset_path"], config.get("dataset_name")
+        try:
+            load_dataset_builder(data, part)
+        except Exception:  # whatever it is that datasets raises for what it does not find
+            missing[task] = f"data set {data}" + (f" ({part})" if part else "")
+    print(json.dumps(missing))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,28 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scripts.tables.choice import NUMBERS, all_that_ran, chosen
-from scripts.tables.latex import to_latex
-from scripts.tables.layouts import plain
-from scripts.tables.lines import to_csv
-from scripts.tables.render import all_to_markdown, to_markdown
-from scripts.tables.runs import Table, read_tables
+from scripts.tables.render import FORMATS
+from scripts.tables.runs import read_tables
 from scripts.tables.sheet import Sheet
 
 AUTO = "auto"
-FORMATS: dict[str, Callable[[Sequence[Sheet]], str]] = {
-    "markdown": all_to_markdown,
-    "csv": to_csv,
-    "latex": lambda sheets: "\n\n".join(map(to_latex, sheets)),
-}
-
-
-def render(table: Table) -> str:
-    """What has run of a checkpoint, as Markdown; the paper's rows under ours where it has them."""
-    return to_markdown(plain(table))
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -29,10 +29,8 @@ import torch
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from scripts.tiny.architecture import FAMILIES
-    from scripts.tiny.card import write_card
-    from scripts.tiny.export import export
-    from scripts.tiny.loop import train
+    from scripts.tiny.export import export, write_card
+    from scripts.tiny.loop import FAMILIES, train
     from scripts.tiny.recipe import RECIPES, Recipe
 
     parser = argparse.ArgumentParser(

