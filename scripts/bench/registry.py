@@ -66,16 +66,20 @@ class Registry:
 def read_registry(names: Iterable[str]) -> Registry:
     """As much of lmms-eval's task files as tells of ``names``."""
     names, registry = set(names), Registry()
+    mentioned = set()  # those that a file or template holds, in whatever form
     own = Path(find_spec("lmms_eval").origin).parent / "tasks"
     # Most tasks lie in a folder whose name theirs begins with: for them the rest is not read.
     likely = [f for f in own.iterdir() if any(name.startswith(f.name) for name in names)]
     for folder in (*likely, own):
         if folder == own and names <= registry.files.keys():
             break
-        for path in folder.rglob("*.yaml"):
+        for path in folder.rglob("*yaml"):
             if folder != own or path.relative_to(own).parts[0] not in {f.name for f in likely}:
-                _add(registry, path)
-    if names <= registry.files.keys() | registry.groups.keys():
+                text = path.read_text(encoding="utf-8-sig", errors="replace")
+                mentioned.update(name for name in names if name in text)
+                _add(registry, path, text)
+    unknown = names - registry.files.keys() - registry.groups.keys()
+    if not unknown & mentioned:
         return registry
     # One of few files in another form, or no task: lmms-eval's own index is slow, and decides.
     from lmms_eval.tasks import TaskManager
@@ -91,8 +95,8 @@ def read_registry(names: Iterable[str]) -> Registry:
     return registry
 
 
-def _add(registry: Registry, path: Path) -> None:
-    found = _values(path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+def _add(registry: Registry, path: Path, text: str) -> None:
+    found = _values(text.splitlines())
     task, group = found.get("task"), found.get("group")
     if isinstance(task, str):
         registry.files.setdefault(task, path)
