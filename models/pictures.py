@@ -101,7 +101,7 @@ def _box_in_seen(processor: Any, size: tuple[int, int]) -> Box:
         return cropped_box(size, resize["shortest_edge"], (crop["width"], crop["height"]))
     raise HiPruneError(
         f"image processor: do_resize={processor.do_resize}, do_center_crop="
-        f"{processor.do_center_crop}, size={dict(resize)}; accepted is one that resizes the "
+        f"{processor.do_center_crop}, size={dict(resize)}; expected one that resizes the "
         "shortest edge and crops the centre"
     )
 
