@@ -67,7 +67,7 @@ def evaluate(
         print(NO_KEY.format(key=key), flush=True)
     try:
         if settings.tiny:
-            make_tiny(benchmark)
+            make_tiny(settings.benchmark)
         settings = with_identity(settings)
         for line in differences(settings):
             print(f"note: runs of other settings, left as they are: {line}")
@@ -79,7 +79,7 @@ def evaluate(
         def diagnose(run: Run, reason: str) -> str | None:
             if settings.tiny and run.task == TINY_TASK:
                 return reason
-            return why_nothing_runs(benchmark, read, runs_of)
+            return why_nothing_runs(settings.benchmark, read, runs_of)
 
         failures = run_all(runs, barred, diagnose)
     except KeyboardInterrupt:
@@ -142,7 +142,7 @@ def why_nothing_runs(
     """Why even the small model cannot be evaluated in this environment; None where it can."""
     with tempfile.TemporaryDirectory() as folder:
         settings = read(benchmark, True, {"LIMIT": "2", "OUTPUT": folder})
-        make_tiny(benchmark)
+        make_tiny(settings.benchmark)
         return runs_of(settings)[0].execute()
 
 

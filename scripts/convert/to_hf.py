@@ -1,14 +1,10 @@
-"""Convert a LLaVA checkpoint of the liuhaotian format to transformers' own (llava-hf) format.
+"""From the `llava` package's checkpoints (liuhaotian) to transformers' own (llava-hf).
 
-Weights, configuration, tokenizer, image processor and chat template; LLaVA-1.5 and LLaVA-NeXT on
-Llama (Vicuna). Needs transformers 5.17 or newer, not the `llava` package:
-
-    python -m scripts.convert.to_hf --source .tiny/llava-v1.5-tiny --output .tiny/llava-hf
+Weights, configuration, tokenizer, image processor and chat template.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -172,15 +168,3 @@ def make_processor(
         images = LlavaNextImageProcessor(**image, image_grid_pinpoints=pinpoints(settings))
         return LlavaNextProcessor(image_processor=images, **shared)
     return LlavaProcessor(image_processor=CLIPImageProcessor(**image), **shared)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = parser.parse_args()
-    print(json.dumps({"checkpoint": str(convert(args.source, args.output))}))
-
-
-if __name__ == "__main__":
-    main()

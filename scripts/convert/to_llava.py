@@ -1,14 +1,7 @@
-"""Convert a LLaVA checkpoint of transformers' own (llava-hf) format to the liuhaotian format.
-
-The way back of to_hf.py, for the `llava` package; LLaVA-1.5 and LLaVA-NeXT on Llama
-(Vicuna). Reads files alone, so it runs in either environment:
-
-    python -m scripts.convert.to_llava --source assets/llava-1.5-tiny --output .tiny/llava-v1.5
-"""
+"""From transformers' own checkpoints (llava-hf) to the `llava` package's (liuhaotian)."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -137,15 +130,3 @@ def _settings(config: dict[str, Any], target: Path, rows: int) -> dict[str, Any]
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = parser.parse_args()
-    print(json.dumps({"checkpoint": str(convert(args.source, args.output))}))
-
-
-if __name__ == "__main__":
-    main()

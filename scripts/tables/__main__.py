@@ -41,7 +41,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("make_tables.py", description=__doc__.split("\n")[0])
     args = parse(parser)
     runs = read_tables(args.logs, lambda fault: print(f"left out: {fault}", file=sys.stderr))
     wanted = dict.fromkeys(args.table or [AUTO])  # each once

@@ -34,7 +34,9 @@ def main() -> None:
     from scripts.tiny.recipe import RECIPES, Recipe
 
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train_tiny.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--family", choices=FAMILIES, default="llava")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
