@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server():
-    with serving() as place:
+    with serving("llava.eval.m4c_evaluator", "pandas", "hiprune.launcher") as place:
         yield place
 
 
