@@ -28,6 +28,7 @@ def run_here(
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", command)
+        patch.setattr(sys, "path", [str(program.parent), *sys.path])
         if environment is not None:
             for name in os.environ.keys() - environment.keys():
                 patch.delenv(name)

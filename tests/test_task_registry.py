@@ -1,18 +1,18 @@
-"""task_registry: tasks, groups and typos are told from lmms-eval's files before anything runs."""
+"""bench.registry: tasks, groups and typos are told from lmms-eval's files before anything runs."""
 
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from benchmarks import BENCHMARKS
 from program import run_here
-from task_registry import _values, read_registry
 
 from hiprune import HiPruneError
+from scripts.bench.registry import _values, read_registry
+from scripts.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCH = ROOT / "scripts" / "bench.py"
+BENCH = ROOT / "scripts"
 DEFAULTS = sorted({task for benchmark in BENCHMARKS.values() for task in benchmark.tasks})
 
 
@@ -65,7 +65,7 @@ def test_what_only_a_template_holds_is_left_to_lmms_evals_own_index(monkeypatch)
 def bench(tmp_path, **variables):
     """The program, as bench_llava.sh starts it: it ends before anything is loaded or written."""
     environment = {"PATH": "", "OUTPUT": str(tmp_path / "logs"), "HOME": str(tmp_path), **variables}
-    done = run_here(BENCH, "--family", "llava_hf", environment=environment)
+    done = run_here(BENCH, "bench", "--family", "llava_hf", environment=environment)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     return line
