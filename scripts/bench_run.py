@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench_guard import GRACE_SECONDS
-from run_results import fault_of
+from run_results import fault_of, results_files
 
 ANSWERS = "answers"  # in a run's folder until it has finished: hiprune/lmms_answers.py
 GUARD = Path(__file__).with_name("bench_guard.py")
@@ -97,7 +97,7 @@ class Run:
             shutil.rmtree(running / ANSWERS, ignore_errors=True)  # the samples' file has them
             running.rename(self.folder)
             return None
-        written = any(running.rglob("*_results.json"))
+        written = bool(results_files(running))
         running.rename(self.failed_folder)
         if status == 0 and written:
             return fault.replace(str(running), str(self.failed_folder))

@@ -184,6 +184,15 @@ def test_a_run_that_writes_bad_results_has_failed(make):
     assert reason.startswith(str(run.failed_folder / "model")) and "not whole JSON" in reason
 
 
+def test_a_tasks_own_results_file_is_not_the_runs(make):
+    """As MMBench leaves one beside lmms-eval's."""
+    own = "(folder / 'submissions').mkdir()\n"
+    own += "(folder / 'submissions' / 'mmbench_en_dev_results.json').write_text('{}')\n"
+    run = make(WRITE_RESULTS + own)
+    assert run.execute() is None
+    assert run.finished
+
+
 def test_a_run_that_another_start_is_at(make, tmp_path, capsys):
     """The second start says who, goes on with the rest, and takes the result at the end."""
     flag = tmp_path / "go on"
