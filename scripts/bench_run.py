@@ -15,7 +15,7 @@ from pathlib import Path
 from bench_guard import GRACE_SECONDS
 from run_results import fault_of, results_files
 
-ANSWERS = "answers"  # in a run's folder until it has finished: hiprune/lmms_answers.py
+ANSWERS = "answers"  # in a run's folder until it has finished: hiprune/lmms/answers.py
 GUARD = Path(__file__).with_name("bench_guard.py")
 PROGRESS = b"Model Responding"  # what lmms-eval's models call their progress bar
 ANSWERED = PROGRESS + rb":[^\r\n]*?\b[1-9]\d*/\d+ \["

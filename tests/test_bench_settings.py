@@ -219,7 +219,7 @@ def test_a_checkpoint_of_any_name(name, tmp_path):
     the characters that it splits at."""
     from lmms_eval.utils import simple_parse_args_string
 
-    from hiprune.lmms_base import unquoted
+    from hiprune.lmms.base import unquoted
 
     settings = read_settings(LLAVA, False, {"CKPT": name, "TASKS": "pope", "OUTPUT": str(tmp_path)})
     run = plan(settings)[-1]

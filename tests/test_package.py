@@ -195,8 +195,8 @@ def test_lmms_eval_finds_the_model_elsewhere(elsewhere):
         "print(json.dumps([found, sys.modules[model.__module__].__file__]))"
     )
     found, file = json.loads(told.splitlines()[-1])
-    assert found == [["hiprune", "hiprune.lmms_plugin:manifests", str(elsewhere.target)]]
-    assert file == str(elsewhere.target / "hiprune" / "lmms_llava.py")
+    assert found == [["hiprune", "hiprune.lmms.plugin:manifests", str(elsewhere.target)]]
+    assert file == str(elsewhere.target / "hiprune" / "lmms" / "llava.py")
 
 
 def test_the_command_line_works_elsewhere(elsewhere):

@@ -109,7 +109,7 @@ def test_released_models_see_images_within_the_limits_of_lmms_eval(at, assets, c
     pytest.importorskip("lmms_eval")
     import inspect
 
-    from hiprune.lmms_qwen import Qwen25VLHiPrune
+    from hiprune.lmms.qwen import Qwen25VLHiPrune
 
     found = inspect.signature(Qwen25VLHiPrune.__init__).parameters
     assert {name: found[name].default for name in checkpoints.PIXELS} == checkpoints.PIXELS

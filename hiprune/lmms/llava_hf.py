@@ -10,7 +10,7 @@ from lmms_eval.models.simple.llava_hf import DEFAULT_IMAGE_TOKEN, VICUNA_CHAT_TE
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hiprune.images import pad_to_square
-from hiprune.lmms_base import (
+from hiprune.lmms.base import (
     DTYPES,
     PrunedLmms,
     chat_template_name,

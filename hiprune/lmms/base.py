@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
-from hiprune.lmms_answers import Answers, Kept, sources
-from hiprune.lmms_record import RunRecord, state_in_results
+from hiprune.lmms.answers import Answers, Kept, sources
+from hiprune.lmms.record import RunRecord, state_in_results
 from hiprune.models.base import adapter_of
 from hiprune.patching import apply
 

@@ -6,8 +6,8 @@ def manifests() -> list:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     classes = {
-        "llava_hiprune": "hiprune.lmms_llava.LlavaHiPrune",
-        "llava_hf_hiprune": "hiprune.lmms_llava_hf.LlavaHfHiPrune",
-        "qwen2_5_vl_hiprune": "hiprune.lmms_qwen.Qwen25VLHiPrune",
+        "llava_hiprune": "hiprune.lmms.llava.LlavaHiPrune",
+        "llava_hf_hiprune": "hiprune.lmms.llava_hf.LlavaHfHiPrune",
+        "qwen2_5_vl_hiprune": "hiprune.lmms.qwen.Qwen25VLHiPrune",
     }
     return [ModelManifest(model_id=name, simple_class_path=path) for name, path in classes.items()]

@@ -15,7 +15,7 @@ from llava.model.builder import load_pretrained_model
 from lmms_eval.models.simple.llava import Llava, best_fit_attn_implementation
 
 from hiprune.errors import HiPruneError
-from hiprune.lmms_base import DTYPES, PrunedLmms, check_arguments, generation, unquoted
+from hiprune.lmms.base import DTYPES, PrunedLmms, check_arguments, generation, unquoted
 
 
 class LlavaHiPrune(PrunedLmms, Llava):

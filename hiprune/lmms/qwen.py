@@ -12,7 +12,7 @@ from qwen_vl_utils import process_vision_info
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from hiprune.errors import HiPruneError
-from hiprune.lmms_base import (
+from hiprune.lmms.base import (
     DTYPES,
     PrunedLmms,
     chat_template_name,
