@@ -16,6 +16,8 @@ from make_tiny_task import questions
 
 OWNER = "lmms-lab-encoder"  # of the data sets that lmms-eval 0.7.3 asks for
 SCENES = 10
+
+
 @dataclass(frozen=True)
 class Part:
     """A split of a data set.

@@ -45,9 +45,7 @@ def _agreement(row: dict, answer: str) -> float:
     words = re.sub(r"[.,?!]", "", answer.lower()).split()
     said = " ".join(word for word in words if word not in ("a", "an", "the"))
     people = row["answers"]
-    return mean(
-        min(1, (people[:i] + people[i + 1 :]).count(said) / 3) for i in range(len(people))
-    )
+    return mean(min(1, (people[:i] + people[i + 1 :]).count(said) / 3) for i in range(len(people)))
 
 
 def _mme(rows: Rows, answers: list[str]) -> float:
