@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +152,6 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
         return process.wait()
     finally:
         _end(process)
-        process.stdin.close()
         if sys.stdout.isatty():
             print("\r\033[K", end="", flush=True)
 
@@ -165,6 +165,9 @@ def _show(pieces: list[bytes]) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
+    process.stdin.close()  # the guard ends the command, and what is out of its group
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(2 * GRACE_SECONDS)
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)
