@@ -1,7 +1,8 @@
 """The paper's eight tasks as lmms-eval defines them, on stand-in data from a hub of our own.
 
-The scores of the results files and of the tables are held against ones of the test's own, of answers
-that are prescribed (tests/standin/data.py counts them by hand) and of a small trained model's.
+The scores of the results files and of the tables are held against ones of the test's own: of
+answers that are prescribed (tests/standin/data.py counts them by hand) and of a small trained
+model's.
 """
 
 from __future__ import annotations

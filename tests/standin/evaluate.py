@@ -19,6 +19,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import lmms_eval.__main__
 from bench_in_process import bench_here
@@ -30,7 +31,7 @@ FOLDERS = ("gqa", "mme", "pope", "scienceqa", "vizwiz_vqa", "textvqa", "mmbench"
 class PapersTasks(TaskManager):
     """The tasks that the paper takes, read once: all of lmms-eval's thousands take a minute."""
 
-    index: dict[str, dict] = {}
+    index: ClassVar[dict[str, dict]] = {}
 
     def initialize_tasks(self, include_path=None, include_defaults=True) -> dict[str, dict]:
         tasks = Path(sys.modules[TaskManager.__module__].__file__).parent

@@ -1,7 +1,7 @@
 """A small hub on 127.0.0.1: data sets from a folder, and a GPT model that knows no key.
 
-As much of the data hub's interface as ``datasets`` asks for. Data are handed out with a login alone,
-whatever the token, as lmms-eval believes of public ones too.
+As much of the data hub's interface as ``datasets`` asks for. Data are handed out with a login
+alone, whatever the token, as lmms-eval believes of public ones too.
 """
 
 from __future__ import annotations
