@@ -109,6 +109,16 @@ def test_pruned_batches_and_their_record(build, name):
             assert abs(tokens - 0.334 * whole.record.as_dict()["visual_tokens_per_image"]) <= 0.5
 
 
+def test_what_was_answered_is_not_asked_again(build, tmp_path, monkeypatch):
+    monkeypatch.setenv("HIPRUNE_ANSWERS", str(tmp_path))
+    expected = build("llava_hf").generate_until(requests())
+    again = build("llava_hf")
+    monkeypatch.setattr(again, "_answer", None)
+    assert again.generate_until(requests()) == expected
+    with pytest.raises(HiPruneError, match="sample 0: TypeError"):  # another conversation
+        again.generate_until(asking({"type": "image", "url": to_visual(DOCS[0])[0]}))
+
+
 @cache
 def video(folder: Path) -> str:
     """Ten grey frames, each brighter."""
@@ -195,7 +205,7 @@ def test_a_checkpoint_is_described_by_its_configuration(tmp_path, asset, family,
 
 
 def test_checkpoints_that_are_of_no_family(tmp_path):
-    with pytest.raises(HiPruneError, match=r"checkpoint='\S*/none': .*; expected one of transf"):
+    with pytest.raises(HiPruneError, match=r"checkpoint='\S*/none': no such folder; expected"):
         describe(str(tmp_path / "none"))
     config = {"model_type": "bert", "architectures": ["BertModel"]}
     (tmp_path / "config.json").write_text(json.dumps(config))

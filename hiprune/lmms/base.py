@@ -118,10 +118,7 @@ class PrunedLmms:
 
     def _arguments(self, request: Any) -> tuple:
         """Context, generation settings, what makes a prompt of a document, and where that is."""
-        if self.is_simple:
-            return request.args
-        context, to_messages, settings, *where = request.args  # the order for chat models
-        return context, settings, to_messages, *where
+        return request.args
 
     def _ask(self, context: str, to_prompt: Callable, doc: Any) -> tuple[Any, list]:
         """The prompt of a document, as ``_answer`` takes it, and its images."""

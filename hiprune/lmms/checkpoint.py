@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ def describe(checkpoint: str, revision: str = "main") -> Description:
         config = AutoConfig.from_pretrained(checkpoint, revision=revision)
     except (OSError, ValueError) as error:
         said = str(error).strip().partition("\n")[0]
+        if Path(checkpoint).is_absolute() and not Path(checkpoint).exists():
+            said = "no such folder"
         raise HiPruneError(
             f"checkpoint={checkpoint!r}: {said}; expected one of transformers, on the hub or a "
             "folder"

@@ -150,6 +150,12 @@ class HiPruneHf(PrunedLmms, lmms):
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         return {"pad_token_id": end if pad is None else pad}
 
+    def _arguments(self, request: Any) -> tuple:
+        if self.is_simple:
+            return super()._arguments(request)
+        context, to_messages, settings, *where = request.args  # the order for chat models
+        return context, settings, to_messages, *where
+
     def _ask(self, context: str, to_prompt: Callable, doc: Any) -> tuple[Any, list]:
         """A conversation, with a place for each image and video; and these, in order."""
         if self.is_simple:
