@@ -154,7 +154,7 @@ def checked(folder, monkeypatch, answers, annotations=None):
         (LINES[::-1], ""),
         (
             [LINES[0], LINES[1][:40]],
-            "answers, line 2: .*; expected one JSON object a line",
+            "answers, line 2: Unterminated string .*; expected one JSON object a line",
         ),
         ([LINES[0], "\udcff", LINES[1]], "answers, line 2: 'utf-8' codec .*; expected one J"),
         ([LINES[0], "", LINES[1]], "answers, line 2: empty; expected one JSON object a line"),
