@@ -1,9 +1,10 @@
-"""What the LLaVA adapters share: a CLIP tower, scored as it runs, and the choice of tokens.
+"""A CLIP-like tower (CLIP, SigLIP, InternViT), scored as it runs, and the choice of tokens.
 
-An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them). The
-tower runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
+An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them; InternVL:
+tiles). A layer sees E extra tokens (CLS; none in SigLIP), then the patches of a view. The tower
+runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
 handle's remove() and only within a pass that drops tokens and that nobody looks into:
-- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of N',
+- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of P,
   C_v), and the layers after it hand them on;
 - transformers 4.37's attention, which knows eager alone, is computed by torch's SDPA.
 Where somebody looks (hooks on what would be skipped, gradients, attentions or hidden states that
@@ -20,7 +21,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from hiprune.models.clip_layer import fused_attention, gather, halves, score
+from hiprune.models.clip_layer import (
+    drops_out,
+    fused_attention,
+    gather,
+    halves,
+    layers_of,
+    part,
+    patch_columns,
+    score,
+    transformer_of,
+)
 from hiprune.models.views import merged_order
 from torch import Tensor
 
@@ -36,26 +47,43 @@ class ClipTower:
     """What is known of one patched model's tower; it holds no module.
 
     Args:
-        vision: transformers' CLIPVisionModel.
+        vision: transformers' CLIPVisionModel, SiglipVisionModel or InternVLVisionModel.
         select_layer: index into the tower's hidden states that the features come from; hidden
             state k of a tower with L layers is the output of layer k, k = -1 that of layer L.
         config: with the family's defaults filled in.
-        max_views: the most views of an image, the base view included.
+        max_views: the most views of an image, the base view included; None: as many as there are.
+        extra: E.
+        keeps_extra: are extra tokens handed on, in front of each view's kept ones? They are never
+            pruned, and not counted in N'.
+        groups: (N, g) the patches that each token is made of, both in raster order; its score is
+            their mean. None: a patch is a token.
 
     Raises:
         HiPruneError: a layer or a budget that this tower cannot have.
     """
 
     def __init__(
-        self, vision: Any, select_layer: int, config: HiPruneConfig, max_views: int
+        self,
+        vision: Any,
+        select_layer: int,
+        config: HiPruneConfig,
+        max_views: int | None,
+        *,
+        extra: int = 1,
+        keeps_extra: bool = False,
+        groups: Tensor | None = None,
     ) -> None:
-        n_layers = len(_transformer(vision).encoder.layers)
+        n_layers = len(layers_of(vision))
         self.config = config
+        self.extra, self.keeps_extra, self.groups = extra, keeps_extra, groups
         self.output_layer = select_layer % (n_layers + 1)
-        self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
+        self.patches = patch_columns(vision) ** 2  # of a view
+        self.columns = patch_columns(vision)  # c; N = c * c
+        if groups is not None:
+            self.columns = int(len(groups) ** 0.5)
         # Whose attention counts: every token's, or that of CLS, the first, alone.
         self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
-        self.tuples = _transformer(vision) is not vision  # layers of transformers 4 give these
+        self.tuples = transformer_of(vision) is not vision  # layers of transformers 4 give these
         self.choose = method_of(config)
         self.capture = AttentionCapture()
         if self.output_layer == 0:
@@ -63,13 +91,20 @@ class ClipTower:
                 f"vision select layer {select_layer}: the features are the embeddings; expected "
                 "the output of a layer"
             )
+        if config.uses_cls and not extra:
+            name = "method" if config.method == "cls" else "score"
+            raise HiPruneError(
+                f"{name}='cls': this model's vision tower has no CLS token; expected another {name}"
+            )
         if config.object_layer > n_layers:
             raise HiPruneError(
                 f"object_layer={config.object_layer}: expected 1 to {n_layers}, the layers of "
                 "this model's vision tower"
             )
+        if max_views is None or not isinstance(config.retention, int):
+            return
         tokens = max_views * self.columns**2
-        if isinstance(config.retention, int) and not max_views <= config.retention <= tokens:
+        if not max_views <= config.retention <= tokens:
             what = f"{max_views} views of {self.columns**2}" if max_views > 1 else "one view"
             raise HiPruneError(
                 f"retention={config.retention}: expected {max_views} to {tokens} tokens per "
@@ -78,9 +113,11 @@ class ClipTower:
 
     def patch(self, handle: PruneHandle, vision: Any) -> None:
         """Hooks on both scored layers' attention, and what short cuts need."""
-        layers, function = _transformer(vision).encoder.layers, partial(score, self.scored_queries)
+        layers, function = layers_of(vision), partial(score, self.scored_queries)
         scored = {
-            number: ScoredLayer(layers[number - 1].self_attn, ("q_proj", "k_proj"), function)
+            number: ScoredLayer(
+                part(layers[number - 1], "self_attn"), ("q_proj", "k_proj"), function
+            )
             for number in sorted({self.config.object_layer, self.output_layer})
         }
         for attention in [layer.self_attn for layer in layers] if self.tuples else []:
@@ -103,6 +140,29 @@ class ClipTower:
                 f"of an image; expected at least {views} tokens"
             )
         return budget // views * views
+
+    def handed_on(self, selection: TokenSelection) -> int:
+        """P of an image."""
+        views, kept = selection.indices.shape
+        size = 1 if self.groups is None else self.groups.shape[1]
+        return views * (kept * size + (self.extra if self.keeps_extra else 0))
+
+    def places(self, kept: Tensor) -> Tensor:
+        """(V, N') kept tokens -> (V, P) places, among E + patches, of the states to hand on."""
+        if self.groups is not None:
+            kept = self.groups.to(kept.device)[kept].flatten(1)  # (V, g N')
+        found = kept + self.extra
+        if not self.keeps_extra:
+            return found
+        extra = torch.arange(self.extra, device=kept.device).expand(len(kept), -1)
+        return torch.cat([extra, found], dim=1)
+
+    def token_scores(self, scores: Tensor) -> Tensor:
+        """(V, E + patches) -> (V, N)."""
+        scores = scores[:, self.extra :]
+        if self.groups is None:
+            return scores
+        return scores[:, self.groups.to(scores.device)].mean(dim=2)
 
     @contextmanager
     def passing(
@@ -142,6 +202,7 @@ class Pass:
     Attributes:
         unseen: may what nobody looks at run otherwise?
         selections: one an image, whose rows are its views, once they are chosen.
+        states: (1, sum of P, C_v) of a short pass, what the output layer gave.
     """
 
     tower: ClipTower
@@ -150,6 +211,7 @@ class Pass:
     recording: Recording
     unseen: bool
     selections: list[TokenSelection] | None = None
+    states: Tensor | None = None
 
     @property
     def short(self) -> bool:
@@ -158,24 +220,32 @@ class Pass:
         return self.unseen and self.tower.config.object_layer <= self.tower.output_layer
 
     def kept(self, features: Tensor) -> list[Tensor]:
-        """(sum of V, N, C_v), or (1, sum of N', C_v) of a short pass -> (N', C_v) of each image."""
+        """(sum of V, patches, C_v), or (1, sum of P, C_v) of a short pass -> (P, C_v) an image.
+
+        P is N', but where extra tokens are handed on or a token has several patches. In front of
+        the patches the extra tokens may stand.
+        """
+        tower = self.tower
         if self.short:
-            return list(features[0].split([s.indices.numel() for s in self.selections]))
-        return self._take(lambda rows, kept: gather(features[rows], kept), features.device)
+            return list(features[0].split([tower.handed_on(s) for s in self.selections]))
+        missing = tower.extra + tower.patches - features.shape[1]  # extra tokens that are not there
+        return self._take(
+            lambda rows, places: gather(features[rows], places - missing), features.device
+        )
 
     def cut(self, layer: Any, hidden: Tensor) -> Tensor:
-        """The output layer: (sum of V, 1+N, C_v) -> (1, sum of N', C_v)."""
+        """The output layer: (sum of V, E + patches, C_v) -> (1, sum of P, C_v)."""
         found, rest = halves(layer, hidden, self.tower.scored_queries)
         self.recording.add(self.tower.output_layer, found)
-        kept = self._take(lambda rows, kept: rest(rows, 1 + kept), found.device)  # CLS is dropped
-        return torch.cat(kept).unsqueeze(0)
+        self.states = torch.cat(self._take(rest, found.device)).unsqueeze(0)
+        return self.states
 
     def _take(self, features: Callable[[slice, Tensor], Tensor], device: Any) -> list[Tensor]:
         """Choose, and take the features of what is kept; see :func:`halves` for these."""
         tower, scores = self.tower, self.recording.found()
-        # CLS is dropped, and the layers may lie on several devices.
+        # Extra tokens are dropped, and the layers may lie on several devices.
         object_scores, output_scores = (
-            scores[number].to(device)[:, 1:]  # (sum of V, N)
+            tower.token_scores(scores[number].to(device))  # (sum of V, N)
             for number in (tower.config.object_layer, tower.output_layer)
         )
 
@@ -192,12 +262,13 @@ class Pass:
         if all(count == 1 for count in self.views):  # one budget: all images at once
             chosen = select(slice(None), 1)
             self.selections = [chosen[i : i + 1] for i in range(len(self.views))]
-            return list(features(slice(None), chosen.indices))
+            return list(features(slice(None), tower.places(chosen.indices)))
         self.selections, kept, start = [], [], 0
         for count, columns in zip(self.views, self.columns, strict=True):
             rows = slice(start, start := start + count)
             chosen = select(rows, count)
-            found = features(rows, chosen.indices).flatten(0, 1)  # (V, N'/V, C_v) -> (N', C_v)
+            # (V, P/V, C_v) -> (P, C_v)
+            found = features(rows, tower.places(chosen.indices)).flatten(0, 1)
             if columns is not None:
                 found = found[merged_order(chosen, tower.columns, columns)]
             self.selections.append(chosen)
@@ -240,10 +311,11 @@ class _Attention(Part):
 
 def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
     """Would anybody see that the tower is cut short?"""
-    vision, inner = modules[-1], _transformer(modules[-1])
-    around = (*modules, inner, inner.encoder, inner.post_layernorm)
-    skipped = list(inner.encoder.layers)[tower.output_layer - 1 :]  # in part, or all of it
-    attention, weights = skipped[0].self_attn, vision.parameters()
+    vision, inner = modules[-1], transformer_of(modules[-1])
+    norm = inner.layernorm if hasattr(inner, "layernorm") else inner.post_layernorm
+    around = (*modules, inner, inner.encoder, norm)
+    skipped = list(layers_of(vision))[tower.output_layer - 1 :]  # in part, or all of it
+    weights = vision.parameters()
     # A hook may bring in what wants a gradient, anywhere.
     gradients = torch.is_grad_enabled() and (
         pixels.requires_grad or observed(vision) or any(each.requires_grad for each in weights)
@@ -257,10 +329,5 @@ def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
         or any(observed(layer) for layer in skipped)
         or torch.compiler.is_compiling()
         or any(m._compiled_call_impl or "_orig_mod" in m._modules for m in (*around, *skipped))
-        or (attention.training and attention.dropout > 0)
+        or drops_out(skipped[0])
     )
-
-
-def _transformer(vision: Any) -> Any:
-    """What of a CLIPVisionModel has the layers: the model itself since transformers 5."""
-    return getattr(vision, "vision_model", vision)

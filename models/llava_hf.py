@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from hiprune.models.base import Encoded, Kind, Transformers, register
 from hiprune.models.clip import ClipTower
+from hiprune.models.clip_run import run_tower, selects_states
 from hiprune.models.prompt import ImageSpan
 from hiprune.models.views import FAMILIES, max_views, tower_size
 from torch import Tensor
@@ -83,29 +84,15 @@ def _encode(
     wanted: dict,
 ) -> Encoded:
     """The tower, the choice of tokens, the projector on the kept."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-    from transformers.utils import output_capturing
-
     if pixels.ndim == 5:  # images with fewer views than the most are filled up with zeros
         each = zip(pixels, views, strict=True)
         pixels = torch.cat([image[:count] for image, count in each])
-    vision = model.model.vision_tower
-    weight = vision.embeddings.patch_embedding.weight
-    if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
-        pixels = pixels.to(weight.device)
-    # Since transformers 5.23 LLaVA hands on what it is asked for, LLaVA-NeXT does not, and both ask
-    # for the hidden state of this index alone.
-    newer = hasattr(output_capturing, "select_hidden_states")
-    wanted = wanted if newer and _pinpoints(model) is None else {}
-    with tower.passing([vision], pixels, views, columns, any(wanted.values())) as run:
-        if run.short:
-            output, features = BaseModelOutputWithPooling(), vision(pixels)[0]
-        else:
-            states = wanted.get("output_hidden_states")
-            states = states or (model.config.vision_feature_layer if newer else True)
-            output = vision(pixels, return_dict=True, **{**wanted, "output_hidden_states": states})
-            features = output.hidden_states[tower.output_layer][:, 1:]
-    kept = run.kept(features)  # (N', C_v) of each image
+    # Since transformers 5.23 LLaVA hands on what it is asked for, LLaVA-NeXT does not.
+    wanted = wanted if selects_states() and _pinpoints(model) is None else {}
+    output, kept, run = run_tower(
+        tower, model.model.vision_tower, pixels, views, columns, wanted,
+        model.config.vision_feature_layer,
+    )  # fmt: skip
     projected = model.model.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
     features = list(projected.split([len(image) for image in kept]))
     places = [_places(*each) for each in zip(run.selections, spans, strict=True)]

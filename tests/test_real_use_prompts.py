@@ -84,7 +84,7 @@ def test_padding_on_both_sides_in_generate_keeps_to_each_image(family):
 
 def positions_of(family, model, arguments):
     """(B, T), or what M-RoPE makes of it, (3, B, T), of prompts without padding."""
-    if family.name != "qwen2_5_vl":
+    if not family.mrope:
         return torch.arange(arguments["input_ids"].shape[1])[None]
     found, _ = model.model.get_rope_index(
         arguments["input_ids"], mm_token_type_ids=arguments["mm_token_type_ids"],
@@ -118,7 +118,7 @@ def test_prompts_packed_into_one_row(family, rows):
     model = family.model()
     prompts = [family.inputs(model, [1], first=number) for number in (0, 1)]
     positions = [positions_of(family, model, prompt) for prompt in prompts]
-    if family.name == "qwen2_5_vl" and rows == 4:  # in front, the row that counts text alone
+    if family.mrope and rows == 4:  # in front, the row that counts text alone
         positions = [torch.cat([torch.arange(p.shape[-1]).expand(1, 1, -1), p]) for p in positions]
     elif rows == 4:
         pytest.skip("models without M-RoPE have one row of positions")
