@@ -157,6 +157,49 @@ def _qwen(name: str) -> Family:
     )
 
 
+def _views(name: str) -> Family:
+    """InternVL."""
+    import views_models as made
+
+    def logits(model, arguments, retention):
+        features = made.features_by_hand(name, model, arguments, retention)
+        return made.prompt_by_hand(model, arguments, features)
+
+    @torch.no_grad()
+    def by_hand(model, arguments, retention, steps, pick=made.greedy):
+        prompt = logits(made.eager(copy.deepcopy(model)), arguments, retention)
+        answer = made.decode_by_hand(model, prompt, steps, pick)
+        return forward(model, prompt).logits[0], answer[0].tolist()
+
+    def cut(arguments, start, stop):
+        counts = made.tiles_of(arguments)
+        pixels = arguments["pixel_values"].split(counts)[start:stop]
+        return {"pixel_values": torch.cat(pixels)}
+
+    return Family(
+        name=name,
+        make=functools.cache(lambda: made.load.__wrapped__(name)),
+        prompts=lambda model, images, first: _as_models(made.inputs(name, list(images), first)),
+        full=1.0,
+        third=0.334,
+        object_layer=made.OBJECT_LAYER,
+        by_hand=by_hand,
+        cut=cut,
+        pixels="pixel_values",
+        placeholder=made.IMAGE,
+        tower=lambda model: model.model.vision_tower,
+        layers=lambda model: model.model.vision_tower.encoder.layer,
+        projector=lambda model: model.model.multi_modal_projector,
+        attention="attention",
+        rest=("v_proj", "projection_layer", "fc1"),
+        graded=lambda model, arguments: model(**logits(made.eager(model), arguments, 0.334)).logits[
+            0
+        ],
+        output=-1,
+        clip=False,
+    )
+
+
 def _llava_package(name: str) -> Family:
     import llava_models as made
     from random_checkpoint import make_checkpoint
@@ -227,6 +270,7 @@ else:
         "qwen2_5_vl": _qwen2_5_vl,
         "qwen2_vl": functools.partial(_qwen, "qwen2_vl"),
         "qwen3_vl": functools.partial(_qwen, "qwen3_vl"),
+        "internvl": functools.partial(_views, "internvl"),
     }
 FAMILIES = {name: make() for name, make in FAMILIES.items()}
 # Decorators: a test of all families of this environment, or of those of transformers.
