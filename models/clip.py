@@ -24,7 +24,6 @@ import torch
 from hiprune.models.clip_layer import (
     drops_out,
     fused_attention,
-    gather,
     halves,
     layers_of,
     part,
@@ -32,6 +31,7 @@ from hiprune.models.clip_layer import (
     score,
     transformer_of,
 )
+from hiprune.models.tokens import Tokens
 from hiprune.models.views import merged_order
 from torch import Tensor
 
@@ -52,11 +52,8 @@ class ClipTower:
             state k of a tower with L layers is the output of layer k, k = -1 that of layer L.
         config: with the family's defaults filled in.
         max_views: the most views of an image, the base view included; None: as many as there are.
-        extra: E.
-        keeps_extra: are extra tokens handed on, in front of each view's kept ones? They are never
-            pruned, and not counted in N'.
-        groups: (N, g) the patches that each token is made of, both in raster order; its score is
-            their mean. None: a patch is a token.
+        tokens: what a view's are made of; None: CLIP's, a patch each, after CLS.
+        counted_views: the views that count for the budget of an image that has more; None: all.
 
     Raises:
         HiPruneError: a layer or a budget that this tower cannot have.
@@ -68,19 +65,15 @@ class ClipTower:
         select_layer: int,
         config: HiPruneConfig,
         max_views: int | None,
-        *,
-        extra: int = 1,
-        keeps_extra: bool = False,
-        groups: Tensor | None = None,
+        tokens: Tokens | None = None,
+        counted_views: int | None = None,
     ) -> None:
         n_layers = len(layers_of(vision))
         self.config = config
-        self.extra, self.keeps_extra, self.groups = extra, keeps_extra, groups
+        self.tokens = Tokens(patch_columns(vision) ** 2) if tokens is None else tokens
+        self.columns = self.tokens.columns  # c; N = c * c
+        self.counted_views = counted_views
         self.output_layer = select_layer % (n_layers + 1)
-        self.patches = patch_columns(vision) ** 2  # of a view
-        self.columns = patch_columns(vision)  # c; N = c * c
-        if groups is not None:
-            self.columns = int(len(groups) ** 0.5)
         # Whose attention counts: every token's, or that of CLS, the first, alone.
         self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
         self.tuples = transformer_of(vision) is not vision  # layers of transformers 4 give these
@@ -91,7 +84,7 @@ class ClipTower:
                 f"vision select layer {select_layer}: the features are the embeddings; expected "
                 "the output of a layer"
             )
-        if config.uses_cls and not extra:
+        if config.uses_cls and not self.tokens.extra:
             name = "method" if config.method == "cls" else "score"
             raise HiPruneError(
                 f"{name}='cls': this model's vision tower has no CLS token; expected another {name}"
@@ -103,12 +96,12 @@ class ClipTower:
             )
         if max_views is None or not isinstance(config.retention, int):
             return
-        tokens = max_views * self.columns**2
-        if not max_views <= config.retention <= tokens:
-            what = f"{max_views} views of {self.columns**2}" if max_views > 1 else "one view"
+        most = max_views * self.tokens.count
+        if not max_views <= config.retention <= most:
+            what = f"{max_views} views of {self.tokens.count}" if max_views > 1 else "one view"
             raise HiPruneError(
-                f"retention={config.retention}: expected {max_views} to {tokens} tokens per "
-                f"image ({what} in this model)"
+                f"retention={config.retention}: expected {max_views} to {most} tokens per image "
+                f"({what} in this model)"
             )
 
     def patch(self, handle: PruneHandle, vision: Any) -> None:
@@ -133,36 +126,14 @@ class ClipTower:
         Raises:
             HiPruneError: less than a token a view.
         """
-        budget = self.config.budget(views * self.columns**2)
+        counted = views if self.counted_views is None else min(views, self.counted_views)
+        budget = self.config.budget(counted * self.tokens.count)
         if budget < views:
             raise HiPruneError(
                 f"retention={self.config.retention}: leaves no token for each of the {views} views "
                 f"of an image; expected at least {views} tokens"
             )
-        return budget // views * views
-
-    def handed_on(self, selection: TokenSelection) -> int:
-        """P of an image."""
-        views, kept = selection.indices.shape
-        size = 1 if self.groups is None else self.groups.shape[1]
-        return views * (kept * size + (self.extra if self.keeps_extra else 0))
-
-    def places(self, kept: Tensor) -> Tensor:
-        """(V, N') kept tokens -> (V, P) places, among E + patches, of the states to hand on."""
-        if self.groups is not None:
-            kept = self.groups.to(kept.device)[kept].flatten(1)  # (V, g N')
-        found = kept + self.extra
-        if not self.keeps_extra:
-            return found
-        extra = torch.arange(self.extra, device=kept.device).expand(len(kept), -1)
-        return torch.cat([extra, found], dim=1)
-
-    def token_scores(self, scores: Tensor) -> Tensor:
-        """(V, E + patches) -> (V, N)."""
-        scores = scores[:, self.extra :]
-        if self.groups is None:
-            return scores
-        return scores[:, self.groups.to(scores.device)].mean(dim=2)
+        return min(budget // views, self.tokens.count) * views
 
     @contextmanager
     def passing(
@@ -172,6 +143,8 @@ class ClipTower:
         views: Sequence[int],
         columns: Sequence[int | None],
         looked_at: bool = False,
+        tokens: Tokens | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> Iterator[Pass]:
         """One run of the tower, whose tokens are chosen.
 
@@ -182,11 +155,16 @@ class ClipTower:
             columns: grid views in a row of each, for the grid's tokens to come in the raster order
                 of the merged picture; None: view by view.
             looked_at: are its attentions or hidden states asked for?
+            tokens: what a view's are made of in this pass; None: the tower's.
+            budgets: N' of a view of each image; None: N' of the image, shared out evenly.
         """
-        drops = any([self.kept_tokens(count) < count * self.columns**2 for count in set(views)])
+        tokens = self.tokens if tokens is None else tokens
+        if budgets is None:
+            budgets = [self.kept_tokens(count) // count for count in views]
+        drops = any(budget < tokens.count for budget in budgets)
         unseen = drops and not looked_at and not _seen(self, modules, pixels)
         with self.capture.recording() as recording:
-            token = _PASS.set(Pass(self, views, columns, recording, unseen))
+            token = _PASS.set(Pass(self, tokens, views, budgets, columns, recording, unseen))
             try:
                 # Nobody wants gradients of an unseen pass: layers are not checkpointed either.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not unseen):
@@ -200,13 +178,16 @@ class Pass:
     """What one run of the tower works with.
 
     Attributes:
+        budgets: N' of a view of each image.
         unseen: may what nobody looks at run otherwise?
         selections: one an image, whose rows are its views, once they are chosen.
-        states: (1, sum of P, C_v) of a short pass, what the output layer gave.
+        states: what the output layer gave: (1, sum of P, C_v) of a short pass.
     """
 
     tower: ClipTower
+    tokens: Tokens
     views: Sequence[int]
+    budgets: Sequence[int]
     columns: Sequence[int | None]
     recording: Recording
     unseen: bool
@@ -225,13 +206,10 @@ class Pass:
         P is N', but where extra tokens are handed on or a token has several patches. In front of
         the patches the extra tokens may stand.
         """
-        tower = self.tower
+        tokens = self.tokens
         if self.short:
-            return list(features[0].split([tower.handed_on(s) for s in self.selections]))
-        missing = tower.extra + tower.patches - features.shape[1]  # extra tokens that are not there
-        return self._take(
-            lambda rows, places: gather(features[rows], places - missing), features.device
-        )
+            return list(features[0].split([tokens.handed_on(s) for s in self.selections]))
+        return self._take(lambda rows, places: tokens.take(features[rows], places), features.device)
 
     def cut(self, layer: Any, hidden: Tensor) -> Tensor:
         """The output layer: (sum of V, E + patches, C_v) -> (1, sum of P, C_v)."""
@@ -242,17 +220,17 @@ class Pass:
 
     def _take(self, features: Callable[[slice, Tensor], Tensor], device: Any) -> list[Tensor]:
         """Choose, and take the features of what is kept; see :func:`halves` for these."""
-        tower, scores = self.tower, self.recording.found()
+        tower, tokens, scores = self.tower, self.tokens, self.recording.found()
         # Extra tokens are dropped, and the layers may lie on several devices.
         object_scores, output_scores = (
-            tower.token_scores(scores[number].to(device))  # (sum of V, N)
+            tokens.scores(scores[number].to(device))  # (sum of V, N)
             for number in (tower.config.object_layer, tower.output_layer)
         )
 
-        def select(rows: slice, views: int) -> TokenSelection:
+        def select(rows: slice, budget: int) -> TokenSelection:
             output = output_scores[rows]
             return tower.choose(
-                Images.like(output, tower.columns, tower.kept_tokens(views) // views),
+                Images.like(output, tokens.columns, budget),
                 object_scores=object_scores[rows],
                 output_scores=output,
                 # Where a method needs it, these are scores of CLS's attention: its heads' mean.
@@ -260,17 +238,17 @@ class Pass:
             )
 
         if all(count == 1 for count in self.views):  # one budget: all images at once
-            chosen = select(slice(None), 1)
+            chosen = select(slice(None), self.budgets[0])
             self.selections = [chosen[i : i + 1] for i in range(len(self.views))]
-            return list(features(slice(None), tower.places(chosen.indices)))
+            return list(features(slice(None), tokens.places(chosen.indices)))
         self.selections, kept, start = [], [], 0
-        for count, columns in zip(self.views, self.columns, strict=True):
+        for count, budget, columns in zip(self.views, self.budgets, self.columns, strict=True):
             rows = slice(start, start := start + count)
-            chosen = select(rows, count)
+            chosen = select(rows, budget)
             # (V, P/V, C_v) -> (P, C_v)
-            found = features(rows, tower.places(chosen.indices)).flatten(0, 1)
+            found = features(rows, tokens.places(chosen.indices)).flatten(0, 1)
             if columns is not None:
-                found = found[merged_order(chosen, tower.columns, columns)]
+                found = found[merged_order(chosen, tokens.columns, columns)]
             self.selections.append(chosen)
             kept.append(found)
         return kept

@@ -29,6 +29,7 @@ def run_tower(
     wanted: dict[str, Any],
     layer: int,
     normed: bool = False,
+    **how: Any,
 ) -> tuple[Any, list[Tensor], Pass]:
     """The tower's output, (P, C_v) states of each image's kept tokens, and the pass.
 
@@ -39,6 +40,7 @@ def run_tower(
         wanted: ``output_attentions`` and the like that the model asks the tower for.
         layer: index of the hidden state that features are, as the model's configuration has it.
         normed: are the features the tower's ``last_hidden_state``, after its last norm?
+        how: ``tokens`` and ``budgets`` of :meth:`ClipTower.passing`.
     """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -46,16 +48,13 @@ def run_tower(
     device = convolution.weight.device
     if device.type != "meta":  # where weights are offloaded, accelerate moves the input
         pixels = pixels.to(device)
-    with tower.passing([vision], pixels, views, columns, any(wanted.values())) as run:
+    with tower.passing([vision], pixels, views, columns, any(wanted.values()), **how) as run:
         if run.short:
-            last = vision(pixels)[0]
-            output, states = BaseModelOutputWithPooling(), last if normed else run.states
+            output, last = BaseModelOutputWithPooling(), vision(pixels)[0]
         else:
-            asked = wanted.get("output_hidden_states") or (
-                layer if selects_states() else not normed
-            )
+            asked = layer if selects_states() else not normed
+            asked = wanted.get("output_hidden_states") or asked
             output = vision(pixels, return_dict=True, **{**wanted, "output_hidden_states": asked})
-            states = (
-                output.last_hidden_state if normed else output.hidden_states[tower.output_layer]
-            )
-    return output, run.kept(states), run
+            last = output.last_hidden_state
+            run.states = None if normed else output.hidden_states[tower.output_layer]
+    return output, run.kept(last if normed else run.states), run

@@ -19,6 +19,7 @@ from hiprune.models.clip import ClipTower
 from hiprune.models.clip_layer import patch_columns
 from hiprune.models.clip_run import run_tower
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.tokens import Tokens
 from hiprune.models.views import flat_indices
 from torch import Tensor
 
@@ -55,7 +56,8 @@ class InternVL(Transformers):
                 "'default'"
             )
         vision, groups = model.model.vision_tower, _groups(model)
-        return ClipTower(vision, own.vision_feature_layer, config, None, groups=groups)
+        tokens = Tokens(patch_columns(vision) ** 2, groups=groups)
+        return ClipTower(vision, own.vision_feature_layer, config, None, tokens)
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
         handle.tower.patch(handle, model.model.vision_tower)
@@ -110,7 +112,7 @@ class InternVL(Transformers):
                 layer,
                 layer == -1,
             )
-            size = tower.groups.shape[1]
+            size = tower.tokens.groups.shape[1]
             found = torch.cat(kept).unflatten(0, (-1, size)).flatten(1)  # (sum of N', 4 C_v)
             found = inner.multi_modal_projector(found)  # (sum of N', C)
             features = list(found.split([span.kept for span in spans]))

@@ -330,7 +330,10 @@ def _complete(output: Any, shrunk: Any) -> None:
         if f"{kind}_outputs" in names:
             setattr(output, f"{kind}_outputs", encoded.output)
         elif f"{kind}_hidden_states" in names:  # before transformers 5.23
-            setattr(output, f"{kind}_hidden_states", torch.cat(encoded.features))
+            found = getattr(encoded.output, "pooler_output", None)
+            if not isinstance(found, Tensor):
+                found = torch.cat(encoded.features)
+            setattr(output, f"{kind}_hidden_states", found)
 
 
 def _cache(found: Any) -> Any:

@@ -48,6 +48,7 @@ class Family:
         mrope: do kept tokens keep the positions of the unpruned prompt?
         depth: the default l and the layers that it is of.
         variable: of the environment, with the budget.
+        newlines: has the unpatched model's prompt tokens that are no views' (newlines)?
         blanks: are prompts without an image among others given a blank one?
     """
 
@@ -74,6 +75,7 @@ class Family:
     mrope: bool = False
     depth: tuple[int, int] = (9, 24)
     variable: str = "HIPRUNE_RETENTION"
+    newlines: bool = False
     blanks: bool = False
 
     def model(self) -> Any:

@@ -73,7 +73,7 @@ def _llava_hf(name: str) -> Family:
         layers=lambda model: model.model.vision_tower.encoder.layers,
         projector=lambda model: model.model.multi_modal_projector,
         graded=graded,
-        **({"plain": spatial} if views else {}),
+        **({"plain": spatial, "newlines": True} if views else {}),
     )
 
 
@@ -158,45 +158,54 @@ def _qwen(name: str) -> Family:
 
 
 def _views(name: str) -> Family:
-    """InternVL."""
+    """InternVL, LLaVA-OneVision, Video-LLaVA."""
     import views_models as made
 
-    def logits(model, arguments, retention):
+    towers = {"internvl": "encoder.layer", "llava_onevision": "encoder.layers"}
+    tower = "vision_tower" if name in towers else "image_tower"
+    full, third = (25, 8) if name == "video_llava" else (1.0, 0.334)
+    depth = (10, 26) if name == "llava_onevision" else (9, 24)
+
+    def prompt(model, arguments, retention):
         features = made.features_by_hand(name, model, arguments, retention)
         return made.prompt_by_hand(model, arguments, features)
 
     @torch.no_grad()
     def by_hand(model, arguments, retention, steps, pick=made.greedy):
-        prompt = logits(made.eager(copy.deepcopy(model)), arguments, retention)
-        answer = made.decode_by_hand(model, prompt, steps, pick)
-        return forward(model, prompt).logits[0], answer[0].tolist()
+        pruned = prompt(made.eager(copy.deepcopy(model)), arguments, retention)
+        answer = made.decode_by_hand(model, pruned, steps, pick)
+        return forward(model, pruned).logits[0], answer[0].tolist()
 
-    def cut(arguments, start, stop):
-        counts = made.tiles_of(arguments)
-        pixels = arguments["pixel_values"].split(counts)[start:stop]
-        return {"pixel_values": torch.cat(pixels)}
+    def spatial(model, arguments):
+        model = copy.deepcopy(model)
+        model.model.pack_image_features = made.merge_spatially
+        return model, made.spatial_prompt(arguments)
 
     return Family(
         name=name,
         make=functools.cache(lambda: made.load.__wrapped__(name)),
         prompts=lambda model, images, first: _as_models(made.inputs(name, list(images), first)),
-        full=1.0,
-        third=0.334,
+        full=full,
+        third=third,
         object_layer=made.OBJECT_LAYER,
         by_hand=by_hand,
-        cut=cut,
+        cut=functools.partial(made.cut, name),
         pixels="pixel_values",
         placeholder=made.IMAGE,
-        tower=lambda model: model.model.vision_tower,
-        layers=lambda model: model.model.vision_tower.encoder.layer,
+        tower=lambda model: getattr(model.model, tower),
+        layers=lambda model: getattr(model.model, tower).get_submodule(
+            towers.get(name, "encoder.layers")
+        ),
         projector=lambda model: model.model.multi_modal_projector,
-        attention="attention",
-        rest=("v_proj", "projection_layer", "fc1"),
-        graded=lambda model, arguments: model(**logits(made.eager(model), arguments, 0.334)).logits[
+        attention="attention" if name == "internvl" else "self_attn",
+        rest=("v_proj", "projection_layer", "out_proj", "fc1"),
+        graded=lambda model, arguments: model(**prompt(made.eager(model), arguments, third)).logits[
             0
         ],
-        output=-1,
+        output=-2 if name == "video_llava" else -1,
+        depth=depth,
         clip=False,
+        **({"plain": spatial, "newlines": True} if name == "llava_onevision" else {}),
     )
 
 
@@ -271,6 +280,8 @@ else:
         "qwen2_vl": functools.partial(_qwen, "qwen2_vl"),
         "qwen3_vl": functools.partial(_qwen, "qwen3_vl"),
         "internvl": functools.partial(_views, "internvl"),
+        "llava_onevision": functools.partial(_views, "llava_onevision"),
+        "video_llava": functools.partial(_views, "video_llava"),
     }
 FAMILIES = {name: make() for name, make in FAMILIES.items()}
 # Decorators: a test of all families of this environment, or of those of transformers.

@@ -100,7 +100,7 @@ def test_positions_that_the_caller_gives(family):
     _, whole = family.plain(model, arguments)
     # Twice as far apart; a rotary embedding does not see by how much all are shifted. In one place
     # where the plain prompt has another length than the given one (newlines).
-    far = 0 if family.name == "llava_next" else 2
+    far = 0 if family.newlines else 2
     given = far * positions_of(family, model, arguments)
     plain, whole = family.plain(model, arguments)
     expected = forward(plain, whole, position_ids=far * positions_of(family, model, whole)).logits
@@ -122,7 +122,7 @@ def test_prompts_packed_into_one_row(family, rows):
         positions = [torch.cat([torch.arange(p.shape[-1]).expand(1, 1, -1), p]) for p in positions]
     elif rows == 4:
         pytest.skip("models without M-RoPE have one row of positions")
-    if family.name == "llava_next":  # filled up to the most views
+    if family.newlines:  # filled up to the most views
         images = _stacked([prompt["pixel_values"][0] for prompt in prompts])
         prompts = [p | {"pixel_values": images[[n]]} for n, p in enumerate(prompts)]
     packed = {
@@ -134,7 +134,7 @@ def test_prompts_packed_into_one_row(family, rows):
 
     ends = [family.by_hand(model, prompt, family.third, 1)[0] for prompt in prompts]
     wholes = [forward(*family.plain(model, prompt)).logits[0] for prompt in prompts]
-    if family.name != "llava_next":  # its whole prompt has other positions than those given
+    if not family.newlines:  # its whole prompt has other positions than those given
         unpatched = forward(model, packed, **given).logits[0]
         if not torch.allclose(unpatched, torch.cat(wholes), atol=1e-6):
             # With positions in three rows transformers does not see where the second begins.
