@@ -83,6 +83,11 @@ class Benchmark:
     dtype: str = "float16"
     model_args: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def task_folder(self) -> Path:
+        """Of the task of --tiny, for lmms-eval's ``--include_path``."""
+        return TINY / "tasks" / self.family
+
 
 LLAVA_ARGS = {"attn_implementation": "sdpa", "conv_template": "vicuna_v1"}
 HF_ARGS = {"attn_implementation": "sdpa"}
