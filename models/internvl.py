@@ -55,8 +55,7 @@ class InternVL(Transformers):
                 f"vision_feature_select_strategy={own.vision_feature_select_strategy!r}: expected "
                 "'default'"
             )
-        vision, groups = model.model.vision_tower, _groups(model)
-        tokens = Tokens(patch_columns(vision) ** 2, groups=groups)
+        vision, tokens = model.model.vision_tower, tokens_of(model)
         return ClipTower(vision, own.vision_feature_layer, config, None, tokens)
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
@@ -70,7 +69,7 @@ class InternVL(Transformers):
 
     def sizes(self, model: Any, kind: Kind, arguments: dict[str, Any], ids: Tensor) -> list[int]:
         """Tiles of each image: an image is a run of placeholders."""
-        tokens = len(_groups(model))  # N
+        tokens = tokens_of(model).count  # N
         rows = (ids == model.config.image_token_id).tolist()
         runs = [len(list(run)) for row in rows for here, run in groupby(row) if here]
         if any(run % tokens for run in runs):
@@ -125,9 +124,9 @@ class InternVL(Transformers):
         return spans, encode
 
 
-def _groups(model: Any) -> Tensor:
-    """(N, 4) the patches that the model's pixel shuffle makes each token of, in its order."""
+def tokens_of(model: Any) -> Tokens:
+    """Of a tile: the 4 patches that the model's pixel shuffle makes each token of, in its order."""
     side = patch_columns(model.model.vision_tower)
     index = torch.arange(side**2, dtype=torch.float64).view(1, side, side, 1)
     shuffled = model.model.pixel_shuffle(index, scale_factor=model.config.downsample_ratio)
-    return shuffled.flatten(0, 2).long()
+    return Tokens(side**2, groups=shuffled.flatten(0, 2).long())  # (N, 4)
