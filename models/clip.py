@@ -1,9 +1,10 @@
-"""What the LLaVA adapters share: a CLIP tower, scored as it runs, and the choice of tokens.
+"""A CLIP-like tower (CLIP, SigLIP, InternViT), scored as it runs, and the choice of tokens.
 
-An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them). The
-tower runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
+An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them; InternVL:
+tiles). A layer sees E extra tokens (CLS; none in SigLIP), then the patches of a view. The tower
+runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
 handle's remove() and only within a pass that drops tokens and that nobody looks into:
-- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of N',
+- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of P,
   C_v), and the layers after it hand them on;
 - transformers 4.37's attention, which knows eager alone, is computed by torch's SDPA.
 Where somebody looks (hooks on what would be skipped, gradients, attentions or hidden states that
@@ -20,7 +21,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from hiprune.models.clip_layer import fused_attention, gather, halves, score
+from hiprune.models.clip_layer import (
+    drops_out,
+    fused_attention,
+    halves,
+    layers_of,
+    part,
+    patch_columns,
+    score,
+    transformer_of,
+)
+from hiprune.models.tokens import Tokens
 from hiprune.models.views import merged_order
 from torch import Tensor
 
@@ -36,26 +47,36 @@ class ClipTower:
     """What is known of one patched model's tower; it holds no module.
 
     Args:
-        vision: transformers' CLIPVisionModel.
+        vision: transformers' CLIPVisionModel, SiglipVisionModel or InternVLVisionModel.
         select_layer: index into the tower's hidden states that the features come from; hidden
             state k of a tower with L layers is the output of layer k, k = -1 that of layer L.
         config: with the family's defaults filled in.
-        max_views: the most views of an image, the base view included.
+        max_views: the most views of an image, the base view included; None: as many as there are.
+        tokens: what a view's are made of; None: CLIP's, a patch each, after CLS.
+        counted_views: the views that count for the budget of an image that has more; None: all.
 
     Raises:
         HiPruneError: a layer or a budget that this tower cannot have.
     """
 
     def __init__(
-        self, vision: Any, select_layer: int, config: HiPruneConfig, max_views: int
+        self,
+        vision: Any,
+        select_layer: int,
+        config: HiPruneConfig,
+        max_views: int | None,
+        tokens: Tokens | None = None,
+        counted_views: int | None = None,
     ) -> None:
-        n_layers = len(_transformer(vision).encoder.layers)
+        n_layers = len(layers_of(vision))
         self.config = config
+        self.tokens = Tokens(patch_columns(vision) ** 2) if tokens is None else tokens
+        self.columns = self.tokens.columns  # c; N = c * c
+        self.counted_views = counted_views
         self.output_layer = select_layer % (n_layers + 1)
-        self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
         # Whose attention counts: every token's, or that of CLS, the first, alone.
         self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
-        self.tuples = _transformer(vision) is not vision  # layers of transformers 4 give these
+        self.tuples = transformer_of(vision) is not vision  # layers of transformers 4 give these
         self.choose = method_of(config)
         self.capture = AttentionCapture()
         if self.output_layer == 0:
@@ -63,24 +84,33 @@ class ClipTower:
                 f"vision select layer {select_layer}: the features are the embeddings; expected "
                 "the output of a layer"
             )
+        if config.uses_cls and not self.tokens.extra:
+            name = "method" if config.method == "cls" else "score"
+            raise HiPruneError(
+                f"{name}='cls': this model's vision tower has no CLS token; expected another {name}"
+            )
         if config.object_layer > n_layers:
             raise HiPruneError(
                 f"object_layer={config.object_layer}: expected 1 to {n_layers}, the layers of "
                 "this model's vision tower"
             )
-        tokens = max_views * self.columns**2
-        if isinstance(config.retention, int) and not max_views <= config.retention <= tokens:
-            what = f"{max_views} views of {self.columns**2}" if max_views > 1 else "one view"
+        if max_views is None or not isinstance(config.retention, int):
+            return
+        most = max_views * self.tokens.count
+        if not max_views <= config.retention <= most:
+            what = f"{max_views} views of {self.tokens.count}" if max_views > 1 else "one view"
             raise HiPruneError(
-                f"retention={config.retention}: expected {max_views} to {tokens} tokens per "
-                f"image ({what} in this model)"
+                f"retention={config.retention}: expected {max_views} to {most} tokens per image "
+                f"({what} in this model)"
             )
 
     def patch(self, handle: PruneHandle, vision: Any) -> None:
         """Hooks on both scored layers' attention, and what short cuts need."""
-        layers, function = _transformer(vision).encoder.layers, partial(score, self.scored_queries)
+        layers, function = layers_of(vision), partial(score, self.scored_queries)
         scored = {
-            number: ScoredLayer(layers[number - 1].self_attn, ("q_proj", "k_proj"), function)
+            number: ScoredLayer(
+                part(layers[number - 1], "self_attn"), ("q_proj", "k_proj"), function
+            )
             for number in sorted({self.config.object_layer, self.output_layer})
         }
         for attention in [layer.self_attn for layer in layers] if self.tuples else []:
@@ -96,13 +126,14 @@ class ClipTower:
         Raises:
             HiPruneError: less than a token a view.
         """
-        budget = self.config.budget(views * self.columns**2)
+        counted = views if self.counted_views is None else min(views, self.counted_views)
+        budget = self.config.budget(counted * self.tokens.count)
         if budget < views:
             raise HiPruneError(
                 f"retention={self.config.retention}: leaves no token for each of the {views} views "
                 f"of an image; expected at least {views} tokens"
             )
-        return budget // views * views
+        return min(budget // views, self.tokens.count) * views
 
     @contextmanager
     def passing(
@@ -112,6 +143,8 @@ class ClipTower:
         views: Sequence[int],
         columns: Sequence[int | None],
         looked_at: bool = False,
+        tokens: Tokens | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> Iterator[Pass]:
         """One run of the tower, whose tokens are chosen.
 
@@ -122,11 +155,16 @@ class ClipTower:
             columns: grid views in a row of each, for the grid's tokens to come in the raster order
                 of the merged picture; None: view by view.
             looked_at: are its attentions or hidden states asked for?
+            tokens: what a view's are made of in this pass; None: the tower's.
+            budgets: N' of a view of each image; None: N' of the image, shared out evenly.
         """
-        drops = any([self.kept_tokens(count) < count * self.columns**2 for count in set(views)])
+        tokens = self.tokens if tokens is None else tokens
+        if budgets is None:
+            budgets = [self.kept_tokens(count) // count for count in views]
+        drops = any(budget < tokens.count for budget in budgets)
         unseen = drops and not looked_at and not _seen(self, modules, pixels)
         with self.capture.recording() as recording:
-            token = _PASS.set(Pass(self, views, columns, recording, unseen))
+            token = _PASS.set(Pass(self, tokens, views, budgets, columns, recording, unseen))
             try:
                 # Nobody wants gradients of an unseen pass: layers are not checkpointed either.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not unseen):
@@ -140,16 +178,21 @@ class Pass:
     """What one run of the tower works with.
 
     Attributes:
+        budgets: N' of a view of each image.
         unseen: may what nobody looks at run otherwise?
         selections: one an image, whose rows are its views, once they are chosen.
+        states: what the output layer gave: (1, sum of P, C_v) of a short pass.
     """
 
     tower: ClipTower
+    tokens: Tokens
     views: Sequence[int]
+    budgets: Sequence[int]
     columns: Sequence[int | None]
     recording: Recording
     unseen: bool
     selections: list[TokenSelection] | None = None
+    states: Tensor | None = None
 
     @property
     def short(self) -> bool:
@@ -158,31 +201,36 @@ class Pass:
         return self.unseen and self.tower.config.object_layer <= self.tower.output_layer
 
     def kept(self, features: Tensor) -> list[Tensor]:
-        """(sum of V, N, C_v), or (1, sum of N', C_v) of a short pass -> (N', C_v) of each image."""
+        """(sum of V, patches, C_v), or (1, sum of P, C_v) of a short pass -> (P, C_v) an image.
+
+        P is N', but where extra tokens are handed on or a token has several patches. In front of
+        the patches the extra tokens may stand.
+        """
+        tokens = self.tokens
         if self.short:
-            return list(features[0].split([s.indices.numel() for s in self.selections]))
-        return self._take(lambda rows, kept: gather(features[rows], kept), features.device)
+            return list(features[0].split([tokens.handed_on(s) for s in self.selections]))
+        return self._take(lambda rows, places: tokens.take(features[rows], places), features.device)
 
     def cut(self, layer: Any, hidden: Tensor) -> Tensor:
-        """The output layer: (sum of V, 1+N, C_v) -> (1, sum of N', C_v)."""
+        """The output layer: (sum of V, E + patches, C_v) -> (1, sum of P, C_v)."""
         found, rest = halves(layer, hidden, self.tower.scored_queries)
         self.recording.add(self.tower.output_layer, found)
-        kept = self._take(lambda rows, kept: rest(rows, 1 + kept), found.device)  # CLS is dropped
-        return torch.cat(kept).unsqueeze(0)
+        self.states = torch.cat(self._take(rest, found.device)).unsqueeze(0)
+        return self.states
 
     def _take(self, features: Callable[[slice, Tensor], Tensor], device: Any) -> list[Tensor]:
         """Choose, and take the features of what is kept; see :func:`halves` for these."""
-        tower, scores = self.tower, self.recording.found()
-        # CLS is dropped, and the layers may lie on several devices.
+        tower, tokens, scores = self.tower, self.tokens, self.recording.found()
+        # Extra tokens are dropped, and the layers may lie on several devices.
         object_scores, output_scores = (
-            scores[number].to(device)[:, 1:]  # (sum of V, N)
+            tokens.scores(scores[number].to(device))  # (sum of V, N)
             for number in (tower.config.object_layer, tower.output_layer)
         )
 
-        def select(rows: slice, views: int) -> TokenSelection:
+        def select(rows: slice, budget: int) -> TokenSelection:
             output = output_scores[rows]
             return tower.choose(
-                Images.like(output, tower.columns, tower.kept_tokens(views) // views),
+                Images.like(output, tokens.columns, budget),
                 object_scores=object_scores[rows],
                 output_scores=output,
                 # Where a method needs it, these are scores of CLS's attention: its heads' mean.
@@ -190,16 +238,17 @@ class Pass:
             )
 
         if all(count == 1 for count in self.views):  # one budget: all images at once
-            chosen = select(slice(None), 1)
+            chosen = select(slice(None), self.budgets[0])
             self.selections = [chosen[i : i + 1] for i in range(len(self.views))]
-            return list(features(slice(None), chosen.indices))
+            return list(features(slice(None), tokens.places(chosen.indices)))
         self.selections, kept, start = [], [], 0
-        for count, columns in zip(self.views, self.columns, strict=True):
+        for count, budget, columns in zip(self.views, self.budgets, self.columns, strict=True):
             rows = slice(start, start := start + count)
-            chosen = select(rows, count)
-            found = features(rows, chosen.indices).flatten(0, 1)  # (V, N'/V, C_v) -> (N', C_v)
+            chosen = select(rows, budget)
+            # (V, P/V, C_v) -> (P, C_v)
+            found = features(rows, tokens.places(chosen.indices)).flatten(0, 1)
             if columns is not None:
-                found = found[merged_order(chosen, tower.columns, columns)]
+                found = found[merged_order(chosen, tokens.columns, columns)]
             self.selections.append(chosen)
             kept.append(found)
         return kept
@@ -240,10 +289,11 @@ class _Attention(Part):
 
 def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
     """Would anybody see that the tower is cut short?"""
-    vision, inner = modules[-1], _transformer(modules[-1])
-    around = (*modules, inner, inner.encoder, inner.post_layernorm)
-    skipped = list(inner.encoder.layers)[tower.output_layer - 1 :]  # in part, or all of it
-    attention, weights = skipped[0].self_attn, vision.parameters()
+    vision, inner = modules[-1], transformer_of(modules[-1])
+    norm = inner.layernorm if hasattr(inner, "layernorm") else inner.post_layernorm
+    around = (*modules, inner, inner.encoder, norm)
+    skipped = list(layers_of(vision))[tower.output_layer - 1 :]  # in part, or all of it
+    weights = vision.parameters()
     # A hook may bring in what wants a gradient, anywhere.
     gradients = torch.is_grad_enabled() and (
         pixels.requires_grad or observed(vision) or any(each.requires_grad for each in weights)
@@ -257,10 +307,5 @@ def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
         or any(observed(layer) for layer in skipped)
         or torch.compiler.is_compiling()
         or any(m._compiled_call_impl or "_orig_mod" in m._modules for m in (*around, *skipped))
-        or (attention.training and attention.dropout > 0)
+        or drops_out(skipped[0])
     )
-
-
-def _transformer(vision: Any) -> Any:
-    """What of a CLIPVisionModel has the layers: the model itself since transformers 5."""
-    return getattr(vision, "vision_model", vision)
