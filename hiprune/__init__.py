@@ -6,7 +6,7 @@ from hiprune.handle import PruneHandle
 from hiprune.maps import received_attention_maps
 
 # The function, in the place of the subpackage's name: `from hiprune.methods import ...` finds that.
-from hiprune.methods import methods
+from hiprune.methods import choose_tokens, methods
 from hiprune.patching import apply, prune
 from hiprune.scores import received_attention
 from hiprune.selection import TokenSelection, select_tokens
@@ -18,6 +18,7 @@ __all__ = [
     "PruneHandle",
     "TokenSelection",
     "apply",
+    "choose_tokens",
     "methods",
     "prune",
     "received_attention",

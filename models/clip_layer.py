@@ -7,6 +7,7 @@ transformers that the adapters serve.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +16,44 @@ from torch import Tensor
 from hiprune.scores import received_attention
 
 
-def score(scored_queries: slice, attention: Any, query: Tensor, key: Tensor, **_: Any) -> Tensor:
-    """What q_proj and k_proj of a CLIPAttention give, (B, 1+N, C_v) each -> (B, 1+N)."""
-    query, key = heads(attention, query)[:, :, scored_queries], heads(attention, key)
-    return received_attention(query, key, attention.scale)
+@dataclass(frozen=True)
+class Look:
+    """What is looked at of a layer's queries and keys.
+
+    Attributes:
+        names: "scores" (B, N), attention received; "cls_attention" (B, H, N), the CLS row of each
+            head; "keys" (B, H, 1+N, D).
+        of_cls: are the scores of CLS's attention, the first token's, alone? Else of all tokens'.
+    """
+
+    names: frozenset[str]
+    of_cls: bool = False
+
+    def __call__(self, attention: Any, query: Tensor, key: Tensor, **_: Any) -> dict[str, Tensor]:
+        """Of what q_proj and k_proj of a CLIPAttention give, (B, 1+N, C_v) each."""
+        return self.of_heads(heads(attention, query), heads(attention, key), attention.scale)
+
+    @torch.no_grad()
+    def of_heads(self, query: Tensor, key: Tensor, scale: float) -> dict[str, Tensor]:
+        """Of (B, H, 1+N, D) each; CLS is dropped from what is told of tokens."""
+        found = {}
+        if "scores" in self.names:
+            scored = query[:, :, :1] if self.of_cls else query
+            found["scores"] = received_attention(scored, key, scale)[:, 1:]
+        if "cls_attention" in self.names:
+            first = query[:, :, :1].float() * scale  # (B, H, 1, D)
+            with torch.autocast(key.device.type, enabled=False):
+                logits = (first @ key.float().mT).squeeze(2)  # (B, H, 1+N)
+            found["cls_attention"] = logits.softmax(dim=-1)[:, :, 1:]
+        if "keys" in self.names:
+            found["keys"] = key
+        return found
 
 
 def halves(
-    layer: Any, hidden: Tensor, scored_queries: slice
-) -> tuple[Tensor, Callable[[slice, Tensor], Tensor]]:
-    """(B, 1+N, C_v) -> scores of a CLIPEncoderLayer, (B, 1+N), and what runs the rest of it.
+    layer: Any, hidden: Tensor, look: Look | None
+) -> tuple[dict[str, Tensor] | None, Callable[[slice, Tensor], Tensor]]:
+    """(B, 1+N, C_v) -> what a CLIPEncoderLayer is looked at for, and what runs the rest of it.
 
     That takes rows of the batch, B' in number, and (B', N') places among the 1+N tokens, and gives
     (B', N', C_v): what a token becomes depends on all keys and values but on its own query alone.
@@ -44,7 +73,7 @@ def halves(
         tokens = gather(hidden[rows], kept) + attention.out_proj(out.transpose(1, 2).flatten(2))
         return tokens + layer.mlp(layer.layer_norm2(tokens))
 
-    return received_attention(query[:, :, scored_queries], key, attention.scale), rest
+    return look and look.of_heads(query, key, attention.scale), rest
 
 
 def fused_attention(attention: Any, hidden: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 Modifications, on one instance and until the handle's remove():
 - ``encode_images``: the tower's tokens are chosen as it runs (:mod:`hiprune.models.clip`), and the
-  projector sees the kept ones alone. It is where the package's code, and that of others that call
-  it, takes features from: so it is pruned wherever it is called. The tower on its own,
-  ``get_vision_tower()(images)``, gives all of them.
+  projector sees the kept ones alone (all, for a method that looks at projected ones). It is where
+  the package's code, and that of others that call it, takes features from: so it is pruned wherever
+  it is called. The tower on its own, ``get_vision_tower()(images)``, gives all of them.
 - ``prepare_inputs_labels_for_multimodal``: images given as views (a list or a 5-D tensor) take
   the package's path for one image each, since pruned views no longer form full grids. Un-padding
   and newline tokens are not used, as in the paper's code (merge type ``spatial``).
@@ -126,18 +126,16 @@ class _Model(Part):
         called = [clip, clip.vision_tower]
         with handle.tower.passing(called, images, views, columns) as run:
             features = clip(images)
-        kept = run.kept(features)
+        projected = run.projected(features, model.get_model().mm_projector)  # (N', C) of each image
         handle.selections = run.selections
-        projected = model.get_model().mm_projector(torch.cat(kept))  # (sum of N', C)
-        projected = projected.split([len(image) for image in kept])
-        return list(projected) if in_views else torch.stack(projected)
+        return projected if in_views else torch.stack(projected)
 
 
 class _VisionTower(Part):
     """llava's CLIPVisionTower, which asks transformers' CLIPVisionModel for all hidden states."""
 
     def forward(clip: Any, original: Callable, images: Tensor) -> Tensor:
-        """(sum of V, 3, H, W) -> (sum of V, N, C_v), or (1, sum of N', C_v) of a short pass."""
+        """(sum of V, 3, H, W) -> (sum of V, N, C_v), or what a short pass's last layer gives."""
         run = pass_of(clip)
         if run is None or not run.short:
             return original(images)

@@ -1,8 +1,9 @@
 """transformers' own LLaVA-1.5 and LLaVA-NeXT (llava-hf/*), 5.17 to 5.x.
 
 The tower's tokens are chosen as it runs (:mod:`hiprune.models.clip`), and the projector sees the
-kept ones alone. Un-padding and newline tokens of LLaVA-NeXT are not used, as in the paper's code
-(merge type ``spatial``): kept tokens of the base view, then those of the grid in its raster order.
+kept ones alone (all, for a method that looks at projected ones). Un-padding and newline tokens of
+LLaVA-NeXT are not used, as in the paper's code (merge type ``spatial``): kept tokens of the base
+view, then those of the grid in its raster order.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def _encode(
     # for the hidden state of this index alone.
     newer = hasattr(output_capturing, "select_hidden_states")
     wanted = wanted if newer and _pinpoints(model) is None else {}
+    hidden = None
     with tower.passing([vision], pixels, views, columns, any(wanted.values())) as run:
         if run.short:
             output, features = BaseModelOutputWithPooling(), vision(pixels)[0]
@@ -104,10 +106,9 @@ def _encode(
             states = wanted.get("output_hidden_states")
             states = states or (model.config.vision_feature_layer if newer else True)
             output = vision(pixels, return_dict=True, **{**wanted, "output_hidden_states": states})
-            features = output.hidden_states[tower.output_layer][:, 1:]
-    kept = run.kept(features)  # (N', C_v) of each image
-    projected = model.model.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
-    features = list(projected.split([len(image) for image in kept]))
+            hidden = output.hidden_states[tower.output_layer]
+            features = hidden[:, 1:]
+    features = run.projected(features, model.model.multi_modal_projector, hidden)  # (N', C) of each
     places = [_places(*each) for each in zip(run.selections, spans, strict=True)]
     output.pooler_output = features
     return Encoded(features, run.selections, places, output)
@@ -115,9 +116,10 @@ def _encode(
 
 def _places(selection: TokenSelection, span: ImageSpan) -> Tensor:
     """(N',) the placeholder that each token of an image stands for; labels come from there."""
-    if len(selection.indices) == 1:
+    if len(selection.indices) == 1 and selection.merged is None:
         return selection.indices[0]
-    # Placeholders of LLaVA-NeXT count newlines and leave out padding: no token is any one's.
+    # Placeholders of LLaVA-NeXT count newlines and leave out padding: no token is any one's; nor is
+    # a merged one.
     places = torch.arange(span.kept, device=selection.indices.device)
     return places.clamp(max=span.placeholders - 1)
 
