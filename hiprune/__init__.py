@@ -7,12 +7,14 @@ from hiprune.maps import received_attention_maps
 
 # The function, in the place of the subpackage's name: `from hiprune.methods import ...` finds that.
 from hiprune.methods import choose_tokens, methods
+from hiprune.models.clip_text import ClipText
 from hiprune.patching import apply, prune
 from hiprune.scores import received_attention
 from hiprune.selection import TokenSelection, select_tokens
 
 __version__ = "0.2.0"
 __all__ = [
+    "ClipText",
     "HiPruneConfig",
     "HiPruneError",
     "PruneHandle",

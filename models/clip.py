@@ -15,34 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from hiprune.models.clip_layer import Look, fused_attention, gather, halves
-from hiprune.models.views import in_order, with_merged
+from hiprune.models.clip_layer import Look, fused_attention
+from hiprune.models.clip_pass import LOOKS, PASS, TOKENS, Pass, pass_of
+from hiprune.models.clip_text import ClipText
 from torch import Tensor
 
-from hiprune.capture import AttentionCapture, Recording, ScoredLayer, observed
+from hiprune.capture import AttentionCapture, ScoredLayer, observed
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.handle import STATE, Part, PruneHandle, overridden
-from hiprune.methods import Images, method_of
-from hiprune.selection import TokenSelection
-
-# What of a layer answers to a method's needs; and those that the tower's tokens answer to.
-_LOOKS = {
-    "object_scores": "scores",
-    "output_scores": "scores",
-    "cls_attention": "cls_attention",
-    "keys": "keys",
-}
-_TOKENS = frozenset({"features", "hidden", "projected", "image_embeds"})
+from hiprune.handle import Part, PruneHandle, overridden
+from hiprune.methods import method_of
 
 
 class ClipTower:
-    """What is known of one patched model's tower; it holds no module.
+    """What is known of one patched model's tower; it holds no module of it.
 
     Args:
         vision: transformers' CLIPVisionModel.
@@ -66,7 +55,9 @@ class ClipTower:
         self.method = method_of(config)
         self.looks = self._looks()
         # Can all be chosen before the output layer's second half has run?
-        self.reads_tokens = not _TOKENS.isdisjoint(self.method.needs)
+        self.reads_tokens = not TOKENS.isdisjoint(self.method.needs)
+        self.reads_text = "text_embeds" in self.method.needs
+        self.text: ClipText | None = None  # the adapter's, where it is read
         self.capture = AttentionCapture()
         if self.output_layer == 0:
             raise HiPruneError(
@@ -91,10 +82,10 @@ class ClipTower:
         names: dict[int, set[str]] = {}
         of_cls = self.config.score == "cls"
         for need in self.method.needs:
-            if need in _LOOKS:
+            if need in LOOKS:
                 object_layer = need == "object_scores"
                 number = self.config.object_layer if object_layer else self.output_layer
-                names.setdefault(number, set()).add(_LOOKS[need])
+                names.setdefault(number, set()).add(LOOKS[need])
         return {number: Look(frozenset(names[number]), of_cls) for number in sorted(names)}
 
     def patch(self, handle: PruneHandle, vision: Any) -> None:
@@ -151,128 +142,14 @@ class ClipTower:
         drops = any([self.kept_tokens(count) < count * self.columns**2 for count in set(views)])
         unseen = drops and not looked_at and not _seen(self, modules, pixels)
         with self.capture.recording() as recording:
-            token = _PASS.set(Pass(self, views, columns, recording, unseen))
+            norm = _transformer(modules[-1]).post_layernorm
+            token = PASS.set(Pass(self, views, columns, recording, unseen, norm))
             try:
                 # Nobody wants gradients of an unseen pass: layers are not checkpointed either.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not unseen):
-                    yield _PASS.get()
+                    yield PASS.get()
             finally:
-                _PASS.reset(token)
-
-
-@dataclass
-class Pass:
-    """What one run of the tower works with.
-
-    Attributes:
-        unseen: may what nobody looks at run otherwise?
-        selections: one an image, whose rows are its views, once they are chosen.
-        hidden: (sum of V, 1+N, C_v) of the output layer, where the method looks at it.
-    """
-
-    tower: ClipTower
-    views: Sequence[int]
-    columns: Sequence[int | None]
-    recording: Recording
-    unseen: bool
-    selections: list[TokenSelection] | None = None
-    hidden: Tensor | None = None
-
-    @property
-    def short(self) -> bool:
-        """Does the tower end with the output layer?"""
-        # An object layer beyond the output layer is legal in the paper's ablation.
-        return self.unseen and max(self.tower.looks, default=0) <= self.tower.output_layer
-
-    @property
-    def cuts(self) -> bool:
-        """Does the output layer give kept tokens alone?"""
-        return self.short and not self.tower.reads_tokens
-
-    def projected(
-        self, features: Tensor, projector: Callable[[Tensor], Tensor], hidden: Tensor | None = None
-    ) -> list[Tensor]:
-        """What the tower gave -> the kept tokens of each image, projected, (N', C).
-
-        Args:
-            features: (sum of V, N, C_v); of a short pass what the tower's last layer gives.
-            projector: sees kept tokens alone, unless the method looks at projected ones.
-            hidden: (sum of V, 1+N, C_v), where the caller has it.
-        """
-        if self.cuts:
-            kept = features[0].split([s.indices.numel() for s in self.selections])
-        else:
-            if self.short:
-                features = features[:, 1:]  # CLS is dropped
-            hidden, tokens = self.hidden if hidden is None else hidden, features
-            if "projected" in self.tower.method.needs:
-                tokens = projector(features)  # (sum of V, N, C)
-            given = {"features": features, "hidden": hidden, "projected": tokens}
-            kept = self._take(lambda rows, kept: gather(tokens[rows], kept), tokens.device, given)
-            if "projected" in self.tower.method.needs:
-                return kept
-        projected = projector(torch.cat(kept))  # (sum of N', C)
-        return list(projected.split([len(image) for image in kept]))
-
-    def cut(self, layer: Any, hidden: Tensor) -> Tensor:
-        """The output layer: (sum of V, 1+N, C_v) -> (1, sum of N', C_v)."""
-        tower = self.tower
-        found, rest = halves(layer, hidden, tower.looks.get(tower.output_layer))
-        if found is not None:
-            self.recording.add(tower.output_layer, found)
-        kept = self._take(lambda rows, kept: rest(rows, 1 + kept), hidden.device, {})  # but for CLS
-        return torch.cat(kept).unsqueeze(0)
-
-    def _take(
-        self,
-        features: Callable[[slice, Tensor], Tensor],
-        device: Any,
-        given: dict[str, Tensor | None],
-    ) -> list[Tensor]:
-        """Choose, and take the features of what is kept; see :func:`halves` for these.
-
-        Args:
-            given: what the method may need but what layers were looked at for, (sum of V, ...).
-        """
-        tower, found = self.tower, self.recording.found()
-        needed = {}
-        for need in tower.method.needs:
-            if need in _LOOKS:
-                object_layer = need == "object_scores"
-                number = tower.config.object_layer if object_layer else tower.output_layer
-                needed[need] = found[number][_LOOKS[need]].to(device)  # layers may lie on several
-            else:
-                needed[need] = given[need]
-
-        def select(rows: slice, views: int, number: int) -> TokenSelection:
-            images = Images(
-                number, tower.columns**2, tower.columns, tower.budget(views), torch.device(device)
-            )
-            return tower.method(images, **{need: x[rows] for need, x in needed.items()})
-
-        if all(count == 1 for count in self.views):  # one budget: all images at once
-            chosen = select(slice(None), 1, len(self.views))
-            found = with_merged(features(slice(None), chosen.indices), chosen)  # (B, N', C_v)
-            chosen = _detached(chosen)
-            self.selections = [chosen[i : i + 1] for i in range(len(self.views))]
-            return list(found)
-        self.selections, kept, start = [], [], 0
-        for count, columns in zip(self.views, self.columns, strict=True):
-            rows = slice(start, start := start + count)
-            chosen = select(rows, count, count)
-            found = features(rows, chosen.indices)  # (V, N'/V, C_v)
-            kept.append(in_order(found, chosen, tower.columns, columns))
-            self.selections.append(_detached(chosen))
-        return kept
-
-
-_PASS: ContextVar[Pass | None] = ContextVar("hiprune_clip_pass", default=None)
-
-
-def pass_of(module: Any) -> Pass | None:
-    """The pass that runs, if it is one of this module's tower."""
-    found = _PASS.get()
-    return found if found is not None and found.tower is vars(module)[STATE] else None
+                PASS.reset(token)
 
 
 class _Layer(Part):
@@ -326,11 +203,6 @@ def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
         or any(m._compiled_call_impl or "_orig_mod" in m._modules for m in (*around, *skipped))
         or (attention.training and attention.dropout > 0)
     )
-
-
-def _detached(chosen: TokenSelection) -> TokenSelection:
-    """For ``selections``, which outlive the pass."""
-    return chosen if chosen.merged is None else replace(chosen, merged=chosen.merged.detach())
 
 
 def _transformer(vision: Any) -> Any:

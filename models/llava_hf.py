@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from hiprune.models.base import Encoded, Kind, Transformers, register
 from hiprune.models.clip import ClipTower
+from hiprune.models.clip_text import ClipText
 from hiprune.models.prompt import ImageSpan
 from hiprune.models.views import FAMILIES, max_views, tower_size
 from torch import Tensor
@@ -46,6 +47,9 @@ class LlavaHf(Transformers):
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
         handle.tower.patch(handle, model.model.vision_tower)
+
+    def text(self, model: Any, text: Any) -> ClipText:
+        return ClipText.found(text).fits(model.model.vision_tower)
 
     def check(self, model: Any, arguments: dict[str, Any]) -> None:
         for name in ("vision_feature_layer", "vision_feature_select_strategy"):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.words import PromptEmbeds, words_of
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, Recording, ScoredLayer, captured, observed
@@ -81,6 +82,8 @@ class WindowedTower:
         self.scored = {n: layers[n] for n in layers if n in self.method.needs}
         # Does it look at the merged tokens themselves?
         self.reads_tokens = not {"projected", "image_embeds"}.isdisjoint(self.method.needs)
+        self.reads_text = "text_embeds" in self.method.needs
+        self.text: PromptEmbeds | None = None  # the adapter's, where it is read
         self.capture = AttentionCapture()
 
     def patch(self, handle: PruneHandle, visual: Any) -> None:
@@ -171,8 +174,8 @@ class _Pass:
             need: scores[number].to(device).view(-1, self.merge**2).mean(dim=1)[raster]
             for need, number in tower.scored.items()
         }
-        if tower.reads_tokens:
-            needed["projected"] = projected[raster]
+        for need in {"projected", "image_embeds"} & set(tower.method.needs):
+            needed[need] = projected[raster]  # text is compared with them as they are
         start = 0
         for frames, height, width in self.grids:
             columns = width // self.merge  # c
@@ -181,6 +184,9 @@ class _Pass:
             budget = min(tower.config.budget(tokens), tokens)
             images = Images(frames, tokens, columns, budget, device)
             own = {need: x[part].unflatten(0, (frames, tokens)) for need, x in needed.items()}
+            if tower.reads_text:
+                words = words_of(len(self.selections), tower.method.name)
+                own["text_embeds"] = words.to(device)
             self.selections.append(tower.method(images, **own))
         self.kept = raster[flat_indices(self.selections)]
 

@@ -38,6 +38,8 @@ class Family:
         tower, layers, projector: model -> the vision tower, its layers, what comes after it.
         attention: name of the attention in a layer.
         scored: names of the attention's layers that make queries and keys.
+        looked: (model, arguments) -> by hand, of each image (its views, its columns c, all that a
+            method can need but the text, (V, ...) each).
         plain: (model, arguments) -> those that keep everything without HiPrune; as they are, but
             for LLaVA-NeXT, whose kept tokens come without newlines (the paper's merge type).
         blanks: are prompts without an image among others given a blank one?
@@ -56,6 +58,7 @@ class Family:
     tower: Callable[[Any], Any]
     layers: Callable[[Any], Any]
     projector: Callable[[Any], Any]
+    looked: Callable[[Any, dict], list[tuple[int, int, dict[str, Tensor]]]]
     attention: str = "self_attn"
     scored: tuple[str, ...] = ("q_proj", "k_proj")
     plain: Callable[[Any, dict], tuple[Any, dict]] = lambda model, arguments: (model, arguments)
@@ -81,6 +84,11 @@ class Family:
             found.append(row | (self.cut(arguments, first, first + count) if count else {}))
             first += max(count, 1) if self.blanks and any(images) else count
         return found
+
+    def images(self, arguments: dict) -> tuple:
+        """The arguments of a handle's encode_images."""
+        sizes = arguments.get("image_sizes")
+        return arguments[self.pixels], arguments.get("image_grid_thw") if sizes is None else sizes
 
     def answer(self, model: Any, arguments: dict, **settings: Any) -> list[list[int]]:
         """What generate adds to each prompt, greedily unless told otherwise."""

@@ -33,6 +33,28 @@ def _cut(*names: str) -> Callable[[dict, int, int], dict]:
     return lambda arguments, start, stop: {n: arguments[n][start:stop] for n in names}
 
 
+@torch.no_grad()
+def _looked_of_clip(vision, layers, views, projector, made) -> tuple[int, int, dict[str, Tensor]]:
+    """Of a tower that attends eagerly, from its maps and hidden states, and what k_proj gives."""
+    keys, number = [], len(layers) - 1  # the output layer, counted from 1
+    hook = layers[number - 1].self_attn.k_proj.register_forward_hook(
+        lambda module, args, output: keys.append(output)
+    )
+    out = vision(views, output_hidden_states=True, output_attentions=True)
+    hook.remove()
+    maps, hidden = out.attentions, out.hidden_states[number]
+    heads = maps[0].shape[1]
+    return len(views), made.SIDE, {
+        "object_scores": maps[made.OBJECT_LAYER - 1].mean(dim=(1, 2))[:, 1:],
+        "output_scores": maps[number - 1].mean(dim=(1, 2))[:, 1:],
+        "cls_attention": maps[number - 1][:, :, 0, 1:],
+        "keys": keys[0].unflatten(-1, (heads, -1)).transpose(1, 2),
+        "hidden": hidden,
+        "features": hidden[:, 1:],
+        "projected": projector(hidden[:, 1:]),
+    }  # fmt: skip
+
+
 def _llava_hf(name: str) -> Family:
     import llava_hf_models as made
 
@@ -46,6 +68,17 @@ def _llava_hf(name: str) -> Family:
         prompt = made.prompt_by_hand(name, arguments, features, model=eager)
         answer = made.decode_by_hand(model, prompt, steps, pick)
         return forward(model, prompt).logits[0], answer[0].tolist()
+
+    def looked(model, arguments):
+        eager = copy.deepcopy(model).model
+        eager.vision_tower.set_attn_implementation("eager")
+        found, sizes = [], arguments.get("image_sizes", [None] * 9)
+        for image, size in zip(arguments["pixel_values"], sizes, strict=False):
+            rows, columns = made.grid_of(size) if views else (0, 0)
+            image = image[: 1 + rows * columns] if views else image[None]
+            tower, projector = eager.vision_tower, eager.multi_modal_projector
+            found.append(_looked_of_clip(tower, tower.encoder.layers, image, projector, made))
+        return found
 
     def spatial(model, arguments):
         model = copy.deepcopy(model)
@@ -66,6 +99,7 @@ def _llava_hf(name: str) -> Family:
         tower=lambda model: model.model.vision_tower,
         layers=lambda model: model.model.vision_tower.encoder.layers,
         projector=lambda model: model.model.multi_modal_projector,
+        looked=looked,
         **({"plain": spatial} if views else {}),
     )
 
@@ -79,6 +113,20 @@ def _qwen2_5_vl() -> Family:
 
         ((embeds, positions, after),) = made.pruned_rows_by_hand(model, arguments, budget)
         return made.continue_by_hand(model, embeds, positions, after, steps, pick)
+
+    @torch.no_grad()
+    def looked(model, arguments):
+        found, start = [], 0
+        for grid in arguments["image_grid_thw"].tolist():
+            stop = start + grid[1] * grid[2]
+            projected, maps = made.attention_maps(
+                model, arguments["pixel_values"][start:stop], grid
+            )
+            scores = (made.scores_by_hand(maps[n], grid) for n in (made.OBJECT_LAYER, made.BLOCKS))
+            needs = dict(zip(("object_scores", "output_scores"), scores, strict=True))
+            found.append((1, grid[2] // made.MERGE, needs | {"projected": projected[None]}))
+            start = stop
+        return found
 
     def cut(arguments, start, stop):
         grids = arguments["image_grid_thw"]
@@ -100,6 +148,7 @@ def _qwen2_5_vl() -> Family:
         tower=lambda model: model.model.visual,
         layers=lambda model: model.model.visual.blocks,
         projector=lambda model: model.model.visual.merger,
+        looked=looked,
         attention="attn",
         scored=("qkv",),
     )
@@ -148,6 +197,12 @@ def _llava_package(name: str) -> Family:
         )  # fmt: skip
         return logits, answer[0, -steps:].tolist()
 
+    def looked(model, arguments):
+        tower, images = model.get_vision_tower().vision_tower, arguments["images"]
+        layers, projector = tower.vision_model.encoder.layers, model.model.mm_projector
+        images = [views if views.ndim == 4 else views[None] for views in images]
+        return [_looked_of_clip(tower, layers, views, projector, made) for views in images]
+
     return Family(
         name=name,
         make=make,
@@ -162,6 +217,7 @@ def _llava_package(name: str) -> Family:
         tower=lambda model: model.get_vision_tower().vision_tower.vision_model,
         layers=lambda model: model.get_vision_tower().vision_tower.vision_model.encoder.layers,
         projector=lambda model: model.model.mm_projector,
+        looked=looked,
         blanks=True,
     )
 
