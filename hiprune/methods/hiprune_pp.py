@@ -26,7 +26,7 @@ class HiPrunePP(HiPrune):
     Args:
         beta: share of the budget that goes to text tokens.
         count: "share", t = round(beta N'); "fifth", round(beta N' / 5).
-        budget: "inside", HiPrune keeps N' - t tokens; "beside", N', and N' + t are kept.
+        text_budget: "inside", HiPrune keeps N' - t tokens; "beside", N', and N' + t are kept.
         sign: "+", the tokens whose cosine to the text is greatest; "-", least.
     """
 
@@ -35,11 +35,13 @@ class HiPrunePP(HiPrune):
     prefix: ClassVar = "HIPRUNE_PP_"
     beta: float = number(0.1, 0, 1, variable="HIPRUNE_BETA")
     count: str = choice("share", "fifth")
-    budget: str = choice("inside", "beside")
+    text_budget: str = choice("inside", "beside")
     sign: str = choice("+", "-")
 
     def kept(self, budget: int, tokens: int) -> int:
-        return min(budget + (self.text_tokens(budget) if self.budget == "beside" else 0), tokens)
+        return min(
+            budget + (self.text_tokens(budget) if self.text_budget == "beside" else 0), tokens
+        )
 
     def text_tokens(self, budget: int) -> int:
         """t, of a budget of N'."""
@@ -54,7 +56,9 @@ class HiPrunePP(HiPrune):
         text_embeds: Tensor,
     ) -> TokenSelection:
         total = self.kept(images.budget, images.tokens)
-        scored = images.budget - (self.text_tokens(images.budget) if self.budget == "inside" else 0)
+        scored = images.budget - (
+            self.text_tokens(images.budget) if self.text_budget == "inside" else 0
+        )
         empty = torch.zeros_like(object_scores, dtype=torch.bool)
         if scored:
             first = super().choose(replace(images, budget=scored), object_scores, output_scores)

@@ -56,13 +56,17 @@ class VisionZip(Method):
         merged, tokens = hidden[:, :1], hidden[:, 1:]  # CLS; (B, N, C)
         if contextual:
             # Every step-th of the rest is a target; (n,) targets first, then the others.
-            step, places = rest.shape[1] // contextual, torch.arange(rest.shape[1]).to(rest.device)
+            step, places = (
+                rest.shape[1] // contextual,
+                torch.arange(rest.shape[1], device=rest.device),
+            )
             other = (places % step > 0) | (places >= contextual * step)
             split = rest[:, other.int().argsort(stable=True)].tensor_split([contextual], dim=1)
             target, other = split  # (B, C') and (B, n - C')
             metric = unit(keys.detach().float().mean(dim=1)[:, 1:])  # (B, N, d)
             near = (gather(metric, other) @ gather(metric, target).mT).argmax(dim=2)
-            member = torch.nn.functional.one_hot(near, contextual).mT.float()  # (B, C', n - C')
+            numbers = torch.arange(contextual, device=near.device).view(1, -1, 1)
+            member = (near.unsqueeze(1) == numbers).float()  # (B, C', n - C')
             mean = member @ gather(tokens, other) / member.sum(dim=2, keepdim=True).clamp(min=1)
             merged = torch.cat([merged, gather(tokens, target) + mean], dim=1)  # (B, 1 + C', C)
         return kept(chosen, images, merged)
