@@ -27,6 +27,6 @@ esac
 VENV=${VENV:-.venv-llava}
 OLDEST=10
 IMPORTS=(torch torchvision transformers accelerate datasets llava.model.builder
-    lmms_eval.evaluator fvcore.nn matplotlib hiprune hiprune.models.llava hiprune.lmms_llava)
+    lmms_eval.evaluator fvcore.nn matplotlib hiprune hiprune.models.llava hiprune.lmms.llava)
 source scripts/env/common.sh
 set_up llava llava 48

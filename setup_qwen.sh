@@ -37,6 +37,6 @@ VENV=${VENV:-.venv-qwen}
 OLDEST=11 # of transformers 5.23
 IMPORTS=(torch torchvision transformers accelerate datasets qwen_vl_utils
     lmms_eval.evaluator fvcore.nn matplotlib hiprune hiprune.models.qwen2_5_vl hiprune.models.llava_hf
-    hiprune.lmms_qwen hiprune.lmms_llava_hf)
+    hiprune.lmms.qwen hiprune.lmms.llava_hf)
 source scripts/env/common.sh
 set_up qwen qwen2_5_vl 0.334 ${VERSIONS[@]+"${VERSIONS[@]}"}

@@ -34,11 +34,11 @@ class Encoders:
     """The adapter of all of these."""
 
     def extra_tokens(self, model: Any) -> int:
-        """E: see :func:`hiprune.maps.extra_tokens`."""
+        """E: see :func:`hiprune.figures.maps.extra_tokens`."""
         return extra_tokens(model)
 
     def run(self, model: Any, pixel_values: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """(layers, images, N) scores and (images, N, C) features; see :mod:`hiprune.maps`."""
+        """(layers, images, N) scores and (images, N, C) features; see hiprune.figures.maps."""
         return run(model, pixel_values, **inputs)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import paths  # noqa: F401, which finds open_image
 import torch
-from open_image import open_image
 from PIL import Image, ImageDraw
 from samples import Sample, central_square
 
 from hiprune import HiPruneError
+from hiprune.images import open_image
 
 ANNOTATIONS = Path("annotations") / "instances_val2017.json"
 IMAGES = "val2017"
@@ -29,7 +29,7 @@ def read_coco(folder: Path, count: int) -> Iterator[Sample]:
     file = folder / ANNOTATIONS
     if not file.is_file() or not (folder / IMAGES).is_dir():
         raise HiPruneError(
-            f"COCO={folder}: accepted is a folder with {IMAGES}/ and {ANNOTATIONS} in it, out of "
+            f"COCO={folder}: expected a folder with {IMAGES}/ and {ANNOTATIONS} in it, out of "
             "val2017.zip and annotations_trainval2017.zip of cocodataset.org"
         )
     listed = json.loads(file.read_text())

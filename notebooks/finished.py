@@ -8,21 +8,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import paths
-from ablation_report import draw_sweeps, scores_of, table_of
-from ablation_report import render as render_ablation
-from ablation_settings import all_fields, sweeps
-from benchmarks import BENCHMARKS, Benchmark
 from IPython.display import Image, Markdown, display
-from methods import SEEDS
-from methods_report import NAMES, Curve
-from methods_report import draw as draw_curves
-from methods_report import render as render_curves
-from paper import UNPRUNED, short_name, tables_of
-from run_results import KEPT
-from table_runs import Table, read_tables
 
 from hiprune import HiPruneConfig
 from hiprune.config import FAMILIES
+from scripts.bench.methods import SEEDS
+from scripts.benchmarks import BENCHMARKS, Benchmark
+from scripts.tables.ablations import all_fields, sweeps
+from scripts.tables.curves import NAMES, Curve
+from scripts.tables.curves import draw as draw_curves
+from scripts.tables.curves import render as render_curves
+from scripts.tables.paper import UNPRUNED, short_name, tables_of
+from scripts.tables.results import KEPT
+from scripts.tables.runs import Table, read_tables
+from scripts.tables.sweeps import draw_sweeps, scores_of, table_of
+from scripts.tables.sweeps import render as render_ablation
 
 
 @dataclass(frozen=True)

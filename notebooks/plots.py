@@ -10,7 +10,8 @@ import paths  # noqa: F401, which finds table_markdown
 from IPython.display import Image as Shown
 from IPython.display import Markdown, display
 from PIL import Image
-from table_markdown import align
+
+from scripts.tables.render import align
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def kinds_legend(figure: Figure) -> None:
     """The colours of the kinds of tokens, below a figure of several selections."""
     from matplotlib.lines import Line2D
 
-    from hiprune.painting import COLOURS
+    from hiprune.figures.painting import COLOURS
 
     handles = [
         Line2D([], [], linestyle="", marker="s", color=colour, ms=9, label=f"{kind}s")

@@ -20,7 +20,7 @@ from hiprune import HiPruneError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hiprune.token_grids import TokenGrid
+    from hiprune.figures.token_grids import TokenGrid
 
 # Package -> its photos of things, in the order in which they are taken.
 PHOTOS = {
@@ -98,7 +98,8 @@ def find_samples(
 def scenes(family: str, count: int) -> Samples:
     """Generated ones, with the masks of all their things together."""
     from PIL import Image
-    from tiny_train.scenes import DRAWINGS, make_scene
+
+    from scripts.tiny.scenes import DRAWINGS, make_scene
 
     drawing = DRAWINGS[family]
     found = []
@@ -120,13 +121,13 @@ def central_square(image: Image, mask: Tensor | None = None) -> tuple[Image, Ten
 
 def coverage_of(sample: Sample, grid: TokenGrid) -> Tensor:
     """(rows, columns): the share of each token's square that objects cover."""
-    from hiprune.analysis import coverage
+    from hiprune.figures.analysis import coverage
 
     return coverage(sample.mask, grid.rows, grid.columns, grid.box)
 
 
 def _pictures(paths: Sequence[Path], whose: str, what: str = "picture") -> Samples:
-    from open_image import open_image
+    from hiprune.images import open_image
 
     found = [Sample(path.stem, central_square(open_image(path))[0]) for path in paths]
     return Samples(f"{_number(len(found), what)} {whose}", found)
@@ -140,7 +141,7 @@ def _in_folder(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
     if not found:
         raise HiPruneError(
-            f"IMAGES {shown(folder)}: no picture; accepted is a folder of {', '.join(SUFFIXES)}"
+            f"IMAGES {shown(folder)}: no picture; expected a folder of {', '.join(SUFFIXES)}"
         )
     return found
 

@@ -65,13 +65,13 @@ def find(name: str) -> Path:
     file = Path(name) if name.endswith(".ipynb") else FOLDER / f"{name}.ipynb"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.ipynb")))
-        raise HiPruneError(f"no notebook '{name}'; accepted are {known}, or a file *.ipynb")
+        raise HiPruneError(f"no notebook '{name}'; expected {known}, or a file *.ipynb")
     return file.resolve()
 
 
 def read_timeout(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise HiPruneError(f"TIMEOUT='{text}': accepted is an integer of at least 1")
+        raise HiPruneError(f"TIMEOUT='{text}': expected an integer of at least 1")
     return int(text)
 
 

@@ -16,11 +16,12 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 
-import bench
-import bench_program
-import bench_run
 import pytest
 import torch
+
+from scripts.bench import process as bench_run
+from scripts.bench import run as bench_program
+from scripts.bench.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT")
@@ -42,7 +43,7 @@ def bench_here(script: str, *arguments: str, **variables: str) -> tuple[int, str
         patch.setattr(bench_program, "end_on_signals", lambda: None)
         patch.setattr(bench_run, "_stream", evaluate)
         with redirect_stdout(output), redirect_stderr(output):
-            status = bench.main()
+            status = main()
     return status, output.getvalue()
 
 
@@ -58,7 +59,7 @@ def handed_over(script: str, *arguments: str) -> list[str]:
         env = {**os.environ, "VENV": folder}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     words = done.stdout.splitlines()
-    return words[words.index(str(ROOT / "scripts" / "bench.py")) :]
+    return words[words.index("bench") :]
 
 
 def evaluate(command: list[str], environment: dict[str, str], log: Path) -> int:

@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     # The GPU kernel runs in Triton's interpreter; it asks when it is first imported, by anybody.
     os.environ["TRITON_INTERPRET"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT))
 
 # The scripts' tests run in the environment that the scripts under test use.
 collect_ignore = []

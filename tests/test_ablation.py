@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from unittest.mock import create_autospec
 
-import ablation
-import bench_program
 import pytest
-from ablation import read
-from ablation_report import draw_sweeps, render, scores_of
-from ablation_settings import TABLES, all_fields, sweeps, tables
-from bench import plan
-from benchmarks import BENCHMARKS
-from make_tables import Table
 
 from hiprune import HiPruneConfig, HiPruneError
+from scripts.bench import ablation
+from scripts.bench import run as bench_program
+from scripts.bench.__main__ import STUDIES, main
+from scripts.bench.ablation import read
+from scripts.bench.plan import plan
+from scripts.benchmarks import BENCHMARKS
+from scripts.tables.__main__ import Table
+from scripts.tables.ablations import TABLES, all_fields, sweeps, tables
+from scripts.tables.sweeps import draw_sweeps, render, scores_of
 
 DEFAULT = HiPruneConfig(192, object_layer=9)
 
@@ -50,9 +51,9 @@ def test_every_setting_is_one_run_and_can_be_configured(family, tiny):
 
 @pytest.mark.parametrize("name", ["HIPRUNE_ALPHA", "HIPRUNE_BUFFER", "HIPRUNE_OBJECT_LAYER"])
 def test_what_the_ablation_sets_itself_is_refused(name):
-    with pytest.raises(HiPruneError, match=rf"^{name}='1': accepted is only HIPRUNE_RETENTION"):
+    with pytest.raises(HiPruneError, match=rf"^{name}='1': expected only HIPRUNE_RETENTION"):
         read(BENCHMARKS["llava"], tiny=False, env={name: "1"})
-    with pytest.raises(HiPruneError, match=r"^RETENTIONS='64': accepted is one budget"):
+    with pytest.raises(HiPruneError, match=r"^RETENTIONS='64': expected one budget"):
         read(BENCHMARKS["llava"], tiny=False, env={"RETENTIONS": "64"})
 
 
@@ -125,9 +126,8 @@ def test_the_tiny_ablation_makes_what_it_needs_and_runs_every_setting(
     monkeypatch.setattr(bench_program, "make_tiny", create_autospec(bench_program.make_tiny))
     monkeypatch.setattr(bench_program, "run_all", lambda runs, *_: run.extend(runs) or {})
     monkeypatch.setattr(bench_program, "end_on_signals", lambda: None)
-    monkeypatch.setattr(ablation, "report", lambda settings: None)
-    monkeypatch.setattr("sys.argv", ["ablation.py", "--family", family, "--tiny"])
-    assert ablation.main() == 0
+    monkeypatch.setitem(STUDIES, "ablation", (read, ablation.runs, lambda settings: None))
+    assert main(["ablation", "--family", family, "--tiny"]) == 0
     (settings,) = bench_program.make_tiny.call_args.args
     assert settings.tiny and settings.benchmark is BENCHMARKS[family]
     assert run[0].folder.parent.name == "unpruned"

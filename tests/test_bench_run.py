@@ -1,4 +1,4 @@
-"""bench_run on small commands in place of evaluations: states of the folder, reasons, endings."""
+"""bench.process on small commands instead of evaluations: states of the folder, reasons, ends."""
 
 import json
 import os
@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
-import bench_program
-import bench_run
 import psutil
 import pytest
-from bench_run import Run
+
+from scripts.bench import process as bench_run
+from scripts.bench import run as bench_program
+from scripts.bench.process import Run
 
 RECORD = {"checkpoint": "x", "pruned": True, "retention": 9, "alpha": 0.1, "object_layer": 9}
 RECORD |= {"images": 2, "visual_tokens_per_image": 9.0}
@@ -217,8 +219,8 @@ STARTER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from bench_program import run_all
-from bench_run import Run
+from scripts.bench.run import run_all
+from scripts.bench.process import Run
 def command(folder):
     return [sys.executable, "-c", sys.argv[2], str(folder)]
 run_all([Run("x", command, {}, Path(sys.argv[3]))])
@@ -232,8 +234,8 @@ def test_what_kills_the_start_ends_its_evaluation(make, tmp_path):
         "print('child', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(90)']).pid"
         ", flush=True); time.sleep(90)"
     )
-    scripts = bench_run.__file__.rpartition("/")[0]
-    start = psutil.Popen([sys.executable, "-c", STARTER, scripts, code, str(run.folder)])
+    root = str(Path(bench_run.__file__).parents[2])
+    start = psutil.Popen([sys.executable, "-c", STARTER, root, code, str(run.folder)])
     log = run.folder.with_name("task.running") / "log.txt"
     while not (log.is_file() and "child" in log.read_text()):
         time.sleep(0.05)

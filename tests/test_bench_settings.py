@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import plan
-from bench_settings import read_settings
-from benchmarks import BENCHMARKS
 
 from hiprune import HiPruneError
+from scripts.bench.plan import plan
+from scripts.bench.settings import read_settings
+from scripts.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAVA, NEXT = BENCHMARKS["llava"], BENCHMARKS["llava_next"]
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_any_name(name, tmp_path):
     the characters that it splits at."""
     from lmms_eval.utils import simple_parse_args_string
 
-    from hiprune.lmms_base import unquoted
+    from hiprune.lmms.base import unquoted
 
     settings = read_settings(LLAVA, False, {"CKPT": name, "TASKS": "pope", "OUTPUT": str(tmp_path)})
     run = plan(settings)[-1]

@@ -7,12 +7,13 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-import convert_hf_to_llava
 import pytest
 import torch
-from make_tiny_task import questions
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from scripts.convert import to_llava as convert_hf_to_llava
+from scripts.tiny.task import questions
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ("llava", "llava_next")
@@ -30,8 +31,9 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module", params=FAMILIES)
 def round_trip(request, tmp_path_factory):
     """(family, a random checkpoint of transformers' format, in the other format, back again)"""
-    from convert_llava_to_hf import convert
     from random_checkpoint import make_checkpoint
+
+    from scripts.convert.to_hf import convert
 
     family, folder = request.param, tmp_path_factory.mktemp(request.param)
     source = make_checkpoint(folder / "hf", f"{family}_hf", image_size=84, layers=6, width=16)
@@ -123,7 +125,7 @@ def test_grids_that_are_no_squares_keep_their_shape(tmp_path):
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava_llama", None])
 def test_another_kind_of_model(source, kind):
     (source / "config.json").write_text(json.dumps({"model_type": kind} if kind else {}))
-    message = rf"^model_type={kind!r}: accepted is llava or llava_next$"
+    message = rf"^model_type={kind!r}: expected llava or llava_next$"
     refused(source, message)
 
 

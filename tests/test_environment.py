@@ -12,13 +12,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from scripts.env import lock, locked
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "scripts" / "env"
-sys.path.insert(0, str(FOLDER))
-
-import lock  # noqa: E402
-import locked  # noqa: E402
-
 HERE = "qwen" if find_spec("llava") is None else "llava"
 # Their own requirements contradict the versions that run together: scripts/env/pyproject.toml.
 REPLACED = {"llava-torch", "lmms-eval", "torchvision"}
@@ -170,7 +167,7 @@ def fake_venv(tmp_path):
         python = tmp_path / "bin" / "python"
         python.write_text(
             f"""#!/usr/bin/env bash
-            case "$*" in *scripts/bench.py*) {benchmark} ;; *locked.py*) exit 0 ;; esac
+            case "$*" in *scripts.bench*) {benchmark} ;; *locked.py*) exit 0 ;; esac
             exec {sys.executable} "$@"
             """
         )

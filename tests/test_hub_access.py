@@ -3,8 +3,9 @@
 import json
 import sys
 
-import hub_access
 import pytest
+
+from scripts.bench import hub_access
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def golden() -> dict:
 @pytest.fixture(scope="module")
 def converted(golden, tmp_path_factory):
     """The stored checkpoints, written in their own format and converted."""
-    from convert_llava_to_hf import convert
+    from scripts.convert.to_hf import convert
 
     folders = {}
     for family in FAMILIES:
@@ -116,7 +116,7 @@ def test_the_processor_of_a_converted_checkpoint(converted, family):
 
 
 def test_what_cannot_be_converted_is_said(golden, tmp_path):
-    from convert_llava_to_hf import convert, rename
+    from scripts.convert.to_hf import convert, rename
 
     settings = json.loads(golden["llava/file/config.json"].tobytes())
     for changed, message in (("llava_mistral", "model_type"), ("llava_llama", "no model")):

@@ -1,4 +1,4 @@
-"""lmms_answers: what a run that was cut off has answered is taken as it was, and only that."""
+"""lmms.answers: what a run that was cut off has answered is taken as it was, and only that."""
 
 import json
 from types import SimpleNamespace
@@ -9,8 +9,8 @@ from PIL import Image
 pytest.importorskip("lmms_eval")
 
 from hiprune import HiPruneError
-from hiprune.lmms_answers import Answers, Kept
-from hiprune.lmms_base import PrunedLmms, generation
+from hiprune.lmms.answers import Answers, Kept
+from hiprune.lmms.base import PrunedLmms, generation
 
 GREEDY = {"temperature": 0, "max_new_tokens": 5, "until": ["\n"]}
 RED, BLUE = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")

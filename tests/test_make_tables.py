@@ -1,15 +1,16 @@
-"""make_tables.py from the command line: formats, early readers, what is not accepted."""
+"""make_tables.py from the command line: formats, early readers, what is refused."""
 
 import subprocess
 import sys
 
 import pytest
-from make_tables import read_tables, render
 from table_logs import (
     ROOT,
     Logs,
     parse_markdown,
 )
+
+from scripts.tables.__main__ import read_tables, render
 
 
 @pytest.fixture
@@ -83,11 +84,11 @@ def test_a_folder_without_results(tmp_path):
     [
         (["--table", "5"], "argument --table: invalid choice: '5' (choose from"),
         (["--format", "html"], "argument --format: invalid choice: 'html' (choose from"),
-        (["--output", "no/such/file.md"], "output='no/such/file.md': accepted is a file in"),
-        (["--output", "."], "output='.': accepted is a file in a folder that exists"),
+        (["--output", "no/such/file.md"], "output='no/such/file.md': expected a file in"),
+        (["--output", "."], "output='.': expected a file in a folder that exists"),
     ],
 )
-def test_arguments_that_are_not_accepted(logs, arguments, message):
+def test_arguments_that_are_refused(logs, arguments, message):
     done = command_line(logs.folder, *arguments)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr

@@ -17,8 +17,9 @@ if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("the notebooks need transformers 5", allow_module_level=True)
 
 import nbformat
-import run_notebooks
 from table_logs import Logs
+
+from scripts import run_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "run_notebooks.py"
@@ -67,7 +68,7 @@ def texts(book: nbformat.NotebookNode) -> str:
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["--fast"], 2, "unknown argument '--fast'; accepted are --tiny, --help and names"),
+        (["--fast"], 2, "unknown argument '--fast'; expected --tiny, --help and names"),
         (["iou", "-x"], 2, "unknown argument '-x'"),
         (["--help"], 0, "usage: [VARIABLE=value ...] bash scripts/run_notebooks.sh [--tiny]"),
     ],
@@ -82,13 +83,13 @@ def test_arguments_of_the_shell_script(arguments, code, expected):
 def test_names_and_variables_that_are_none(run, tmp_path):
     done = run("nothing")
     assert done.returncode == 2
-    assert "no notebook 'nothing'; accepted are accuracy, attention_score" in done.stderr
+    assert "no notebook 'nothing'; expected accuracy, attention_score" in done.stderr
     assert "Traceback" not in done.stderr
     done = run(tmp_path / "gone.ipynb")
     assert done.returncode == 2 and "gone.ipynb" in done.stderr
     done = run("iou", TIMEOUT="soon")
     assert done.returncode == 2
-    assert "TIMEOUT='soon': accepted is an integer of at least 1" in done.stderr
+    assert "TIMEOUT='soon': expected an integer of at least 1" in done.stderr
 
 
 def test_a_broken_cell_fails_and_the_others_run(run, tmp_path):

@@ -14,12 +14,9 @@ import torch
 from packaging.requirements import Requirement
 
 import hiprune
+from scripts.env import torchvision_cpu
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts" / "env"))
-
-import torchvision_cpu  # noqa: E402
-
 SCRIPTS = sorted([*ROOT.glob("*.sh"), *(ROOT / "scripts").rglob("*.sh")])
 
 
@@ -195,8 +192,8 @@ def test_lmms_eval_finds_the_model_elsewhere(elsewhere):
         "print(json.dumps([found, sys.modules[model.__module__].__file__]))"
     )
     found, file = json.loads(told.splitlines()[-1])
-    assert found == [["hiprune", "hiprune.lmms_plugin:manifests", str(elsewhere.target)]]
-    assert file == str(elsewhere.target / "hiprune" / "lmms_llava.py")
+    assert found == [["hiprune", "hiprune.lmms.plugin:manifests", str(elsewhere.target)]]
+    assert file == str(elsewhere.target / "hiprune" / "lmms" / "llava.py")
 
 
 def test_the_command_line_works_elsewhere(elsewhere):

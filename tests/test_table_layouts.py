@@ -2,12 +2,7 @@
 
 import csv
 
-import ablation_settings
 import pytest
-from benchmarks import BENCHMARKS
-from make_tables import FORMATS, parse
-from paper import ALPHA, OBJECT_LAYERS, SCORES, TABLES, UNPRUNED, paper_rows
-from table_choice import NUMBERS, all_that_ran, chosen
 from table_logs import (
     CHECKPOINT,
     ROOT,
@@ -21,11 +16,16 @@ from table_logs import (
     titles,
 )
 from table_logs import SCORES as OURS
-from table_measures import LMMS_EVAL, PAPER_MEASURES
-from table_runs import read_tables
-from table_sheet import MISSING
 
 from hiprune.config import DEFAULT_ALPHA, FAMILIES
+from scripts.benchmarks import BENCHMARKS
+from scripts.tables import ablations as ablation_settings
+from scripts.tables.__main__ import FORMATS, parse
+from scripts.tables.choice import NUMBERS, all_that_ran, chosen
+from scripts.tables.measures import LMMS_EVAL, PAPER_MEASURES
+from scripts.tables.paper import ALPHA, OBJECT_LAYERS, SCORES, TABLES, UNPRUNED, paper_rows
+from scripts.tables.runs import read_tables
+from scripts.tables.sheet import MISSING
 
 TABLE_2 = ["GQA", "MMB", "MMB_CN", "MME", "POPE", "SQA_IMG", "VQAv2", "TextVQA", "VizWiz"]
 

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import BENCHMARKS
-from task_registry import _values, read_registry
 
 from hiprune import HiPruneError
+from scripts.bench.registry import _values, read_registry
+from scripts.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = sorted({task for benchmark in BENCHMARKS.values() for task in benchmark.tasks})
@@ -47,7 +47,7 @@ def test_groups_and_tags_and_what_they_hold():
 def bench(tmp_path, **variables):
     """The program, as bench_llava.sh starts it: it ends before anything is loaded or written."""
     environment = {"PATH": "", "OUTPUT": str(tmp_path / "logs"), "HOME": str(tmp_path), **variables}
-    command = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "bench.py")]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "scripts"), "bench"]
     done = subprocess.run(
         [*command, "--family", "llava_hf"],
         env=environment,

@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
-from bench_settings import read_settings
-from benchmarks import BENCHMARKS
-from make_tiny_task import METRICS, make_task, questions
 from PIL import Image
-from tiny_task import tiny_task
-from tiny_train.questions import KINDS
-from tiny_train.scenes import DRAWINGS, make_scene
+
+from scripts.bench import tiny
+from scripts.bench.settings import read_settings
+from scripts.benchmarks import BENCHMARKS
+from scripts.tiny import tiny_task
+from scripts.tiny.questions import KINDS
+from scripts.tiny.scenes import DRAWINGS, make_scene
+from scripts.tiny.task import METRICS, make_task, questions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -164,11 +165,11 @@ def test_the_task_is_one_that_lmms_eval_reads(folder):
         module, function = name.split(".")
         assert module == "tiny_task" and callable(getattr(tiny_task, function))
     copy = (folder / "tiny_task.py").read_bytes()
-    assert copy == (ROOT / "scripts" / "tiny_task" / "tiny_task.py").read_bytes()
+    assert copy == (ROOT / "scripts" / "tiny" / "tiny_task.py").read_bytes()
 
 
 def test_from_the_command_line(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "make_tiny_task.py"), "--scenes", "1"]
+    command = [sys.executable, str(ROOT / "scripts"), "tiny.task", "--scenes", "1"]
     command += ["--family", "qwen2_5_vl", "--output", str(tmp_path / "task"), "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
