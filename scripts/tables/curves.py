@@ -12,13 +12,30 @@ from scripts.tables.sheet import MISSING
 from scripts.tables.sweeps import average
 
 Row = dict[str, float]  # key of a column -> score
-NAMES = {"hiprune": "HiPrune", "cls": "CLS attention", "uniform": "uniform", "random": "random"}
+NAMES = {
+    "hiprune": "HiPrune",
+    "hiprune_pp": "HiPrune++",
+    "cls": "CLS attention",
+    "uniform": "uniform",
+    "random": "random",
+    "vispruner": "VisPruner",
+    "scope": "SCOPE",
+    "divprune": "DivPrune",
+    "visionzip": "VisionZip",
+    "cdpruner": "CDPruner",
+}
 # Okabe and Ito's, and a marker each, so that no line hangs on its colour alone.
 STYLES = {
     "hiprune": ("#0072B2", "o"),
     "cls": ("#D55E00", "s"),
     "uniform": ("#009E73", "^"),
     "random": ("#666666", "D"),
+    "hiprune_pp": ("#0072B2", "*"),
+    "vispruner": ("#CC79A7", "v"),
+    "scope": ("#E69F00", "<"),
+    "divprune": ("#56B4E9", ">"),
+    "visionzip": ("#000000", "x"),
+    "cdpruner": ("#009E73", "P"),
 }
 
 
@@ -66,8 +83,8 @@ def render(name: str, base: Row, curves: list[Curve], accuracies: bool) -> str:
     what = "the mean of the columns but F1" if accuracies else "the mean of 100 * score / unpruned"
     notes = (
         f"{'mean' if accuracies else 'avg %'} is {what}. `random`: the mean of its seeds, and the "
-        "range from the worst to the best. All but HiPrune are this repository's own simple "
-        "methods, with the same budget and patch."
+        "range from the worst to the best. All but HiPrune are this repository's own "
+        "implementations, with the same budget and patch."
     )
     return "\n".join([f"### {name}: methods over budgets", "", *align(lines), "", notes])
 
