@@ -30,6 +30,8 @@ class LlavaHfHiPrune(PrunedLmms, LlavaHf):
             and the paper's numbers are measured; False: crop its centre, as transformers does.
     """
 
+    text = "openai/clip-vit-large-patch14-336"  # whose tower all of LLaVA's checkpoints have
+
     def __init__(
         self,
         pretrained: str = "llava-hf/llava-1.5-7b-hf",
