@@ -62,6 +62,14 @@ def handed_over(script: str, *arguments: str) -> list[str]:
     return words[words.index("bench") :]
 
 
+def _few_tasks(manager: type, verbosity: str, include_path: str | None, **more: object) -> object:
+    """lmms-eval's index of POPE and what is included: its thousands take most of its time."""
+    from lmms_eval import tasks
+
+    paths = [str(Path(tasks.__file__).parent / "pope"), *filter(None, [include_path])]
+    return manager(verbosity, include_path=paths, include_defaults=False, **more)
+
+
 def evaluate(command: list[str], environment: dict[str, str], log: Path) -> int:
     """In place of the process of a run: what accelerate launches, under the run's variables."""
     import lmms_eval.__main__ as lmms_eval
@@ -72,9 +80,7 @@ def evaluate(command: list[str], environment: dict[str, str], log: Path) -> int:
         for name, value in {**environment, "ACCELERATE_USE_CPU": "true"}.items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", launched)
-        # To read lmms-eval's own thousands of tasks takes most of its time.
-        tasks = partial(lmms_eval.TaskManager, include_defaults=False)
-        patch.setattr(lmms_eval, "TaskManager", tasks)
+        patch.setattr(lmms_eval, "TaskManager", partial(_few_tasks, lmms_eval.TaskManager))
         # Our models wrap it until the results are written.
         original = EvaluationTracker.save_results_aggregated
         patch.setattr(EvaluationTracker, "save_results_aggregated", original)

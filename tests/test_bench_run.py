@@ -186,6 +186,15 @@ def test_a_run_that_writes_bad_results_has_failed(make):
     assert reason.startswith(str(run.failed_folder / "model")) and "not whole JSON" in reason
 
 
+def test_a_tasks_own_results_file_is_not_the_runs(make):
+    """As MMBench leaves one beside lmms-eval's."""
+    own = "(folder / 'submissions').mkdir()\n"
+    own += "(folder / 'submissions' / 'mmbench_en_dev_results.json').write_text('{}')\n"
+    run = make(WRITE_RESULTS + own)
+    assert run.execute() is None
+    assert run.finished
+
+
 def test_a_run_that_another_start_is_at(make, tmp_path, capsys):
     """The second start says who, goes on with the rest, and takes the result at the end."""
     flag = tmp_path / "go on"
@@ -248,6 +257,41 @@ def test_what_kills_the_start_ends_its_evaluation(make, tmp_path):
     assert run.lock.exists()
     assert bench_run.run_all([run]) == {}
     assert names(run) == ["task"]
+
+
+WORKER = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], str(os.getpid())).touch()"
+
+
+@pytest.mark.parametrize("who", ["agent", "start"])
+def test_what_kills_torchrun_ends_its_processes(make, tmp_path, who):
+    """They are sessions of their own, out of reach of a signal to the evaluation's group."""
+    worker, here = tmp_path / "worker.py", tmp_path / "pids"
+    worker.write_text(WORKER + "; time.sleep(90)")
+    here.mkdir()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *torchrun, str(worker), str(here)]
+    code = f"import os; os.execv({sys.executable!r}, {command!r})"
+    run = make(code)
+    reasons = []
+    if who == "agent":
+        thread = threading.Thread(target=lambda: reasons.append(run.execute()))
+        thread.start()
+    else:
+        root = str(Path(bench_process.__file__).parents[2])
+        start = psutil.Popen([sys.executable, "-c", STARTER, root, code, str(run.folder)])
+    while len(list(here.iterdir())) < 2:
+        time.sleep(0.05)
+    workers = [psutil.Process(int(path.name)) for path in here.iterdir()]
+    assert len({os.getsid(one.pid) for one in [psutil.Process(), *workers]}) == 3
+    if who == "agent":
+        workers[0].parent().kill()
+        thread.join(30)
+        assert reasons[0].startswith("killed by SIGKILL, most likely by the system for want of")
+    else:
+        start.kill()
+        start.wait()
+    _, alive = psutil.wait_procs(workers, timeout=15)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.parametrize(

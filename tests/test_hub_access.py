@@ -60,3 +60,15 @@ def test_what_is_cached_runs(monkeypatch, capsys):
 )
 def test_which_configurations_want_a_login(arguments, needed):
     assert registry.needs_login({"dataset_kwargs": arguments}) is needed
+
+
+@pytest.mark.parametrize("task", ["pope", "textvqa_val", "mmbench_en_dev", "gqa", "scienceqa_img"])
+def test_a_tasks_file_is_read_as_lmms_eval_reads_it(task):
+    from lmms_eval.utils import load_yaml_config
+
+    path = registry.read_registry([task]).files[task]
+    theirs = load_yaml_config(yaml_path=str(path), mode="simple")
+    ours = registry.read_config(path)
+    for name in ("dataset_path", "dataset_name", "dataset_kwargs", "test_split"):
+        assert ours.get(name) == theirs.get(name)
+    assert ours.keys() - {"include"} == theirs.keys() - {"include"}

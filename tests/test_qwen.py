@@ -75,9 +75,9 @@ def budget(tokens, retention):
 
 
 @functools.cache
-def by_hand(batch, retention):
-    """(logits, answer) of each prompt; they are the same for every attention kernel and cache."""
-    model, arguments = load("eager"), inputs(BATCHES[batch])
+def by_hand(attention, batch, retention):
+    """(logits, answer) of each prompt, for generate with and without a cache."""
+    model, arguments = load(attention), inputs(BATCHES[batch])
     rows = pruned_rows_by_hand(model, arguments, functools.partial(budget, retention=retention))
     return [continue_by_hand(model, *row, steps=5) for row in rows]
 
@@ -89,7 +89,7 @@ def test_pruned_equals_the_hand_made_forward(attention, batch, use_cache, retent
     with hiprune.prune(model, config(retention)) as pruned:
         logits = forward(model, arguments).logits
         ids = generate(model, arguments, use_cache=use_cache)
-    rows = by_hand(batch, retention)
+    rows = by_hand(attention, batch, retention)
     width = arguments["input_ids"].shape[1]
     assert logits.shape[1] == max(len(expected) for expected, _ in rows)
     assert torch.equal(ids[:, :width], arguments["input_ids"]), "the prompt comes back whole"

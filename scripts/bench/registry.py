@@ -20,6 +20,8 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
+
 from hiprune import HiPruneError
 from scripts.benchmarks import ROOT
 
@@ -158,15 +160,30 @@ def needs_login(config: Mapping) -> bool:
     return bool(arguments.get("token")) and not arguments.get("load_from_disk")
 
 
+class _Loader(yaml.SafeLoader):
+    """lmms-eval's own imports torch and what the task's functions need: seconds."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: node.value)
+
+
+def read_config(path: Path) -> dict:
+    """A task's file, over those that it includes; functions stay names."""
+    config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    included = config.get("include", [])
+    for name in [included] if isinstance(included, str) else reversed(included):
+        config = {**read_config(path.parent / name), **config}
+    return config
+
+
 def main() -> int:
     from datasets import load_dataset_builder
-    from lmms_eval.utils import load_yaml_config
 
     missing = {}
     tasks = sys.argv[1:]
     files = read_registry(tasks).files
     for task, path in ((task, files[task]) for task in tasks if task in files):
-        config = load_yaml_config(yaml_path=str(path), mode="simple")
+        config = read_config(path)
         if not needs_login(config):
             continue
         data, part = config["dataset_path"], config.get("dataset_name")

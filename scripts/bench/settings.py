@@ -12,6 +12,7 @@ import torch
 
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import FAMILIES
+from scripts.bench.checkpoint import of_checkpoint
 from scripts.benchmarks import ROOT, Benchmark
 from scripts.numbers import integer
 from scripts.tables.paper import UNPRUNED
@@ -72,6 +73,8 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     Raises:
         HiPruneError: a variable that is set to anything unexpected.
     """
+    if not tiny and env.get("CKPT"):
+        benchmark = of_checkpoint(benchmark, env["CKPT"])
     env = {"HIPRUNE_OBJECT_LAYER": str(_object_layer(benchmark, tiny)), **env}
     single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")
     if single is not None and several is not None:
@@ -130,7 +133,9 @@ def _default_checkpoint(benchmark: Benchmark, tiny: bool) -> str:
 
 
 def _object_layer(benchmark: Benchmark, tiny: bool) -> int:
-    return benchmark.tiny.object_layer if tiny else FAMILIES[benchmark.family].object_layer
+    if tiny:
+        return benchmark.tiny.object_layer
+    return benchmark.object_layer or FAMILIES[benchmark.family].object_layer
 
 
 def _words(name: str, text: str, what: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def read_results(logs: Path, tell: Callable[[str], None] = lambda fault: None) -
         tell: called with what is wrong with each file that is left out.
     """
     results = []
-    for path in sorted(logs.rglob("*_results.json")):
+    for path in results_files(logs):
         if any(part.endswith(UNFINISHED) for part in path.relative_to(logs).parts):
             continue
         try:
@@ -50,6 +50,12 @@ def read_results(logs: Path, tell: Callable[[str], None] = lambda fault: None) -
     return sorted(results, key=lambda result: result["date"])
 
 
+def results_files(folder: Path) -> list[Path]:
+    """lmms-eval's results files, DATE_TIME_results.json; not a task's own ``submissions``, where
+    MMBench writes files of such names."""
+    return sorted(folder.rglob("[0-9]*_results.json"))
+
+
 def read_result(path: Path) -> dict:
     """One results file of lmms-eval.
 
@@ -64,7 +70,7 @@ def read_result(path: Path) -> dict:
 
 def fault_of(folder: Path, task: str) -> str | None:
     """Why a run's folder holds no results of its task that can be used; None where it does."""
-    paths = sorted(folder.rglob("*_results.json"))
+    paths = results_files(folder)
     if not paths:
         return f"{folder}: no results file"
     for path in paths:
