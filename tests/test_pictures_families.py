@@ -21,7 +21,10 @@ from transformers import (
 
 import hiprune
 from hiprune import HiPruneConfig, select_tokens
+from scripts.bench.checkpoint import of_checkpoint
+from scripts.benchmarks import BENCHMARKS
 from scripts.show.__main__ import draw
+from scripts.show.checkpoints import find_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,3 +94,30 @@ def test_a_figure_of_internvl():
     figure, line = draw(*case("internvl"), HiPruneConfig(0.5, alpha=0.5, object_layer=2))
     assert line.startswith("12 of 27 tokens kept"), "a half of each tile's 9 tokens, rounded down"
     assert figure.axes
+
+
+@pytest.mark.parametrize(
+    ("family", "variable"),
+    [
+        ("qwen2_vl", "HIPRUNE_QWEN_RETENTION"),
+        ("qwen3_vl", "HIPRUNE_QWEN_RETENTION"),
+        ("qwen3_vl_moe", "HIPRUNE_QWEN_RETENTION"),
+        ("internvl", "HIPRUNE_RETENTION"),
+        ("llava_onevision", "HIPRUNE_RETENTION"),
+        ("video_llava", "HIPRUNE_RETENTION"),
+    ],
+)
+def test_a_checkpoint_is_known_by_its_configuration(family, variable, tmp_path):
+    """CKPT of the benchmarks, and --model of show_tokens.py."""
+    model, _, _ = case(family)
+    config = type(model.config)(**model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(tmp_path)
+    name = family.removesuffix("_moe")
+    found = find_checkpoint(str(tmp_path))
+    assert (found.family, found.layers) == (name, 4)
+    made = of_checkpoint(BENCHMARKS["qwen2_5_vl"], str(tmp_path))
+    assert (made.family, made.model, made.object_layer) == (name, "hiprune_hf", 2)
+    assert made.retention_variable == variable
+    shares = (8, 6, 3) if family == "video_llava" else (0.333, 0.222, 0.111)
+    assert made.retentions == shares
