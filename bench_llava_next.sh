@@ -13,5 +13,5 @@ LAYER_USAGE="l, 1 to 24                         (default 9)"
 HF_CKPT=llava-hf/llava-v1.6-vicuna-7b-hf
 HF_USAGE="
   --hf     transformers' own LLaVA, $HF_CKPT, in .venv-qwen"
-source "$(dirname "${BASH_SOURCE[0]}")/scripts/bench_common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/bench/common.sh"
 bench_main "$@"

@@ -2,8 +2,9 @@
 
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
+from hiprune.figures import analysis
+from hiprune.figures.maps import received_attention_maps
 from hiprune.handle import PruneHandle
-from hiprune.maps import received_attention_maps
 
 # The function, in the place of the subpackage's name: `from hiprune.methods import ...` finds that.
 from hiprune.methods import methods
@@ -17,6 +18,7 @@ __all__ = [
     "HiPruneError",
     "PruneHandle",
     "TokenSelection",
+    "analysis",
     "apply",
     "methods",
     "prune",

@@ -1,8 +1,9 @@
-"""Images as the paper's evaluations hand them to a model's processor."""
+"""Images: read from files, and padded as the paper's evaluations hand them to a processor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiprune.errors import HiPruneError
@@ -30,7 +31,7 @@ def pad_to_square(image: Image, mean: Sequence[float]) -> Image:
     from PIL import Image
 
     if len(mean) != 3 or not all(0 <= value <= 1 for value in mean):
-        raise HiPruneError(f"mean={mean!r}: accepted are 3 numbers from 0 to 1")
+        raise HiPruneError(f"mean={mean!r}: expected 3 numbers from 0 to 1")
     image = image.convert("RGB")
     width, height = image.size
     if width == height:
@@ -40,3 +41,28 @@ def pad_to_square(image: Image, mean: Sequence[float]) -> Image:
     # An odd difference leaves the larger margin below, or on the right.
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def open_image(path: Path) -> Image:
+    """Any picture that Pillow reads, as RGB and turned as its camera says.
+
+    Raises:
+        HiPruneError: no file, no picture, or one without pixels.
+    """
+    from PIL import Image, ImageOps
+
+    expected = "expected a picture with pixels, such as JPEG, PNG or WebP"
+    if not path.is_file():
+        raise HiPruneError(f"IMAGE {path}: no such file; {expected}")
+    try:
+        with Image.open(path) as picture:
+            image = ImageOps.exif_transpose(picture).convert("RGB")
+    # Pillow's readers raise nearly anything on files that are cut off or made up.
+    except Exception as error:
+        if path.stat().st_size == 0:
+            raise HiPruneError(f"IMAGE {path}: an empty file; {expected}") from error
+        reason = "too large" if isinstance(error, Image.DecompressionBombError) else "unreadable"
+        raise HiPruneError(f"IMAGE {path}: {reason} ({error}); {expected}") from error
+    if 0 in image.size:
+        raise HiPruneError(f"IMAGE {path}: {image.size[0]} x {image.size[1]} pixels; {expected}")
+    return image

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if len(arguments) < 2 or arguments[0] != "-m":
         print(USAGE, end="", file=sys.stderr)
-        return _fail(2, f"arguments {arguments}: accepted is -m MODULE [ARGUMENT ...]")
+        return _fail(2, f"arguments {arguments}: expected -m MODULE [ARGUMENT ...]")
     try:
         check_environment()
         run(arguments[1], arguments[2:])
@@ -85,7 +85,7 @@ def run(module: str, arguments: Sequence[str]) -> None:
     _find(module)
     idle = (
         f"{module}: ended without a model from {BUILDER}.{LOADER}, so nothing was pruned; "
-        "accepted is a module that loads its model with that function"
+        "expected a module that loads its model with that function"
     )
     argv = sys.argv
     sys.argv = [module, *arguments]
@@ -111,7 +111,7 @@ def _pruned_loader() -> Iterator[list[str]]:
         builder = importlib.import_module(BUILDER)
     except ImportError as error:
         raise HiPruneError(
-            f"{BUILDER}: {error}; accepted is an environment with the llava package and what it "
+            f"{BUILDER}: {error}; expected an environment with the llava package and what it "
             "needs (setup_llava.sh makes one)"
         ) from error
     original: Callable[..., Any] = getattr(builder, LOADER)
@@ -152,7 +152,7 @@ def _find(module: str) -> None:
     except (ImportError, ValueError):  # a relative or an empty name
         found = False
     if not found:
-        raise _NoSuchModule(f"MODULE={module!r}: no such module; accepted is one that Python finds")
+        raise _NoSuchModule(f"MODULE={module!r}: no such module; expected one that Python finds")
 
 
 def _fail(status: int, message: object) -> int:

@@ -44,7 +44,7 @@ def register(
 
     An adapter of models has ``family(model)``, their family's name, and ``patch(model, config)``,
     which returns the handle; one of encoders ``run`` and ``extra_tokens``, as
-    :mod:`hiprune.maps` describes them.
+    :mod:`hiprune.figures.maps` describes them.
     """
 
     def add(adapter: type) -> type:

@@ -34,11 +34,11 @@ class Encoders:
     """The adapter of all of these."""
 
     def extra_tokens(self, model: Any) -> int:
-        """E: see :func:`hiprune.maps.extra_tokens`."""
+        """E: see :func:`hiprune.figures.maps.extra_tokens`."""
         return extra_tokens(model)
 
     def run(self, model: Any, pixel_values: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """(layers, images, N) scores and (images, N, C) features; see :mod:`hiprune.maps`."""
+        """(layers, images, N) scores and (images, N, C) features; see hiprune.figures.maps."""
         return run(model, pixel_values, **inputs)
 
 
@@ -58,7 +58,7 @@ def run(model: Any, pixel_values: Tensor, **inputs: Any) -> tuple[Tensor, Tensor
         scores = recording.found()
     if not hasattr(output, "last_hidden_state"):
         raise HiPruneError(
-            f"vision_model: {type(model).__qualname__} returns no last_hidden_state; accepted is "
+            f"vision_model: {type(model).__qualname__} returns no last_hidden_state; expected "
             "the encoder itself, as its Model class makes it"
         )
     device = scores[1].device  # the layers may lie on several
@@ -76,7 +76,7 @@ def _attentions(model: Any) -> list[nn.Module]:
     if len(found) != model.config.num_hidden_layers:
         raise HiPruneError(
             f"vision_model: {type(model).__qualname__} has {len(found)} attention modules with "
-            f"query and key projections; accepted is one a layer, {model.config.num_hidden_layers}"
+            f"query and key projections; expected one a layer, {model.config.num_hidden_layers}"
         )
     return found
 

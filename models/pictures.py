@@ -11,8 +11,7 @@ from hiprune.models.base import adapter_of
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
-from hiprune.images import pad_to_square
-from hiprune.token_grids import (
+from hiprune.figures.token_grids import (
     Box,
     TokenGrid,
     anyres_grids,
@@ -21,6 +20,7 @@ from hiprune.token_grids import (
     single_grid,
     whole_box,
 )
+from hiprune.images import pad_to_square
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,7 @@ class Picture:
     Attributes:
         pixels, sizes: arguments of :meth:`hiprune.PruneHandle.encode_images`.
         grids: of the image's tokens; LLaVA-NeXT has two (base view, grid of views).
-        tower: the vision tower, an argument of :func:`hiprune.maps.received_attention_maps`, as
+        tower: the vision tower, an argument of :func:`hiprune.received_attention_maps`, as
             ``views`` is.
         tower_inputs: its other arguments.
         layers: of the tower.
@@ -101,7 +101,7 @@ def _box_in_seen(processor: Any, size: tuple[int, int]) -> Box:
         return cropped_box(size, resize["shortest_edge"], (crop["width"], crop["height"]))
     raise HiPruneError(
         f"image processor: do_resize={processor.do_resize}, do_center_crop="
-        f"{processor.do_center_crop}, size={dict(resize)}; accepted is one that resizes the "
+        f"{processor.do_center_crop}, size={dict(resize)}; expected one that resizes the "
         "shortest edge and crops the centre"
     )
 

@@ -95,7 +95,7 @@ class Qwen25VL(Transformers):
         inner.rope_deltas = ahead  # as the unpatched model notes it
         return found, ahead
 
-    # Of the registry of encoders: see hiprune.maps.
+    # Of the registry of encoders: see hiprune.figures.maps.
     def extra_tokens(self, visual: Any) -> int:
         """None: the tower has image tokens alone."""
         return 0

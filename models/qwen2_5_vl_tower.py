@@ -258,7 +258,7 @@ def flat_indices(selections: Sequence[TokenSelection]) -> Tensor:
 
 
 def maps(visual: Any, pixels: Tensor, grid_thw: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """(blocks, frames, N) scores and (frames, N, C) merged tokens; see :mod:`hiprune.maps`."""
+    """(blocks, frames, N) scores and (frames, N, C) merged tokens; see hiprune.figures.maps."""
     tokens, unit = _tokens(visual, grid_thw), visual.spatial_merge_unit
     layers = {number: scored_layer(block.attn) for number, block in enumerate(visual.blocks, 1)}
     order = windows(visual, grid_thw)

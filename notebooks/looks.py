@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from hiprune import HiPruneError
-from hiprune.maps import extra_tokens, maps_and_features
-from hiprune.token_grids import TokenGrid, cropped_box, single_grid
+from hiprune.figures.maps import extra_tokens, maps_and_features
+from hiprune.figures.token_grids import TokenGrid, cropped_box, single_grid
 
 TRAINED = {
     "tiny-llava": "trained LLaVA-1.5 tower of this repository",
@@ -71,8 +71,9 @@ class Encoder:
 
 def of_checkpoint(name: str, device: str) -> Encoder:
     """The vision tower of a LLaVA or Qwen2.5-VL."""
-    from checkpoints import find_checkpoint
     from hiprune.models.pictures import picture
+
+    from scripts.show.checkpoints import find_checkpoint
 
     checkpoint = find_checkpoint(name)
     model, processor = checkpoint.load(device)
@@ -140,8 +141,8 @@ def _sides(processor: Any) -> tuple[int, int]:
     if processor.do_resize and known and square and not getattr(processor, "do_pad", False):
         return next(iter(resize.values())), next(iter(crop.values()))
     raise HiPruneError(
-        f"image processor: do_resize={processor.do_resize}, size={resize}, crop={crop}; accepted "
-        "is one that resizes a square image to a square, and may crop a square in its centre"
+        f"image processor: do_resize={processor.do_resize}, size={resize}, crop={crop}; expected "
+        "one that resizes a square image to a square, and may crop a square in its centre"
     )
 
 

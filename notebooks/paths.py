@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TINY = os.environ.get("NOTEBOOK_TINY") == "1"
 FROM = Path(os.environ.get("NOTEBOOK_FROM", ""))
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT))
 
 
 def variable(name: str) -> Path | None:

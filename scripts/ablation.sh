@@ -21,5 +21,5 @@ NUM_PROCESSES, OUTPUT and VENV are those of the bench scripts; see bash bench_ll
 USAGE
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/bench_common.sh"
-model_main ablation.py "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/bench/common.sh"
+model_main ablation "$@"

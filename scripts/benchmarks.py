@@ -85,6 +85,11 @@ class Benchmark:
     model_args: dict[str, object] = field(default_factory=dict)
     object_layer: int | None = None
 
+    @property
+    def task_folder(self) -> Path:
+        """Of the task of --tiny, for lmms-eval's ``--include_path``."""
+        return TINY / "tasks" / self.family
+
 
 LLAVA_ARGS = {"attn_implementation": "sdpa", "conv_template": "vicuna_v1"}
 HF_ARGS = {"attn_implementation": "sdpa"}

@@ -27,4 +27,4 @@ source scripts/env/common.sh
 VENV=$ROOT/.venv-lock
 make_venv
 pip_install uv==0.13.9 packaging==26.4
-exec "$VENV/bin/python" scripts/env/lock.py "$@"
+exec "$VENV/bin/python" -m scripts.env.lock "$@"

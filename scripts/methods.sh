@@ -23,5 +23,5 @@ bash bench_llava.sh --help. HIPRUNE_ALPHA and HIPRUNE_OBJECT_LAYER are of HiPrun
 USAGE
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/bench_common.sh"
-model_main methods.py "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/bench/common.sh"
+model_main methods "$@"

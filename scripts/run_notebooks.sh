@@ -29,14 +29,14 @@ Language models are taken out of the hub's cache, never downloaded.
 USAGE
 }
 
-source "$(dirname "${BASH_SOURCE[0]}")/bench_common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/bench/common.sh"
 arguments=()
 for argument; do
     case "$argument" in
         -h | --help) usage; exit 0 ;;
         --tiny) arguments+=("$argument") ;;
         -*)
-            echo "$SCRIPT: unknown argument '$argument'; accepted are --tiny, --help and names" \
+            echo "$SCRIPT: unknown argument '$argument'; expected --tiny, --help and names" \
                 "of notebooks" >&2
             exit 2
             ;;
@@ -45,4 +45,4 @@ for argument; do
 done
 ENVIRONMENT=qwen
 make_environment
-exec "$VENV/bin/python" -W ignore "$ROOT/scripts/run_notebooks.py" ${arguments[@]+"${arguments[@]}"}
+exec "$VENV/bin/python" -W ignore "$ROOT/scripts" run_notebooks ${arguments[@]+"${arguments[@]}"}

@@ -33,4 +33,4 @@ def make_checkpoint(directory: Path, family: str = "llava", **settings: int) -> 
         from random_llava import make_checkpoint as make
 
         return make(directory, family, **settings)
-    raise SystemExit(f"family={family!r}: accepted is one of {', '.join(FAMILIES)}")
+    raise SystemExit(f"family={family!r}: expected one of {', '.join(FAMILIES)}")

@@ -101,7 +101,7 @@ def family_settings(family: str, image_size: int) -> dict:
             "tokenizer_model_max_length": 4096,
             "unfreeze_mm_vision_tower": True,
         }
-    raise SystemExit(f"family={family!r}: accepted is llava or llava_next")
+    raise SystemExit(f"family={family!r}: expected llava or llava_next")
 
 
 def make_tower(image_size: int, layers: int, width: int) -> CLIPVisionModel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from convert_llava_to_hf import make_processor, pinpoints, read_tokenizer
 from random_llava import family_settings, make_tower, random_features
 from random_tokenizer import ANSWERS, train_tokenizer
 from random_weights import answer_yes_or_no, randomise
@@ -16,6 +15,8 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
 )
+
+from scripts.convert.to_hf import make_processor, pinpoints, read_tokenizer
 
 
 def make_checkpoint(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from random_weights import CORPUS, answer_yes_or_no, randomise
-from tiny_train.export import qwen_processor
-from tiny_train.tokens import QWEN_SPECIAL, qwen_tokenizer
 from tokenizers import AddedToken
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from scripts.tiny.export import qwen_processor
+from scripts.tiny.tokens import QWEN_SPECIAL, qwen_tokenizer
 
 ANSWERS = ("Yes", "No")
 

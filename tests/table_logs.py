@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from table_markdown import to_markdown
+from scripts.tables.render import to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "liuhaotian/llava-v1.5-7b"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hiprune import HiPruneError
-from hiprune.analysis import (
+from hiprune.figures.analysis import (
     centre_prior,
     coverage,
     dispersion,
@@ -62,7 +62,7 @@ def test_top_tokens(share, count):
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, NAN, True, "0.1", None])
 def test_shares_that_are_none(share):
-    with pytest.raises(HiPruneError, match=r"share=.*accepted is a number in \(0, 1\]"):
+    with pytest.raises(HiPruneError, match=r"share=.*expected a number in \(0, 1\]"):
         top_tokens(noise(20), share)
 
 

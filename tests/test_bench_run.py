@@ -1,4 +1,4 @@
-"""bench_run on small commands in place of evaluations: states of the folder, reasons, endings."""
+"""bench.process on small commands instead of evaluations: states of the folder, reasons, ends."""
 
 import json
 import os
@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
-import bench_program
-import bench_run
 import psutil
 import pytest
-from bench_run import Run
+
+from scripts.bench import process as bench_process
+from scripts.bench import run as bench_run
+from scripts.bench.process import Run
 
 RECORD = {"checkpoint": "x", "pruned": True, "retention": 9, "alpha": 0.1, "object_layer": 9}
 RECORD |= {"images": 2, "visual_tokens_per_image": 9.0}
@@ -88,7 +90,7 @@ def test_whether_a_sample_was_answered_before_the_failure(make, log, answered):
 def test_where_nothing_can_run_all_stop_with_the_one_reason(make, capsys):
     broken = "raise ImportError('no filelock._api')"
     runs = [make(broken, name) for name in ("one", "two", "three")]
-    failures = bench_program.run_all(runs, diagnose=lambda run, reason: f"as found: {reason}")
+    failures = bench_run.run_all(runs, diagnose=lambda run, reason: f"as found: {reason}")
     assert failures == {"every run": "as found: ImportError: no filelock._api"}
     told = capsys.readouterr().out
     assert "[1/3]" in told and "[2/3]" not in told
@@ -100,16 +102,16 @@ def test_a_fault_of_one_run_is_diagnosed_once_and_stops_nothing(make):
     asked = []
     answered = f"print({BAR.format(1)!r}); raise ValueError('late')"
     runs = [make(answered, "late")] + [make("raise ValueError('early')", n) for n in ("b", "c")]
-    failures = bench_program.run_all(runs, diagnose=lambda run, _: asked.append(run.task))
+    failures = bench_run.run_all(runs, diagnose=lambda run, _: asked.append(run.task))
     assert list(failures.values()) == ["ValueError: late"] + 2 * ["ValueError: early"]
     assert asked == []  # a run has answered: the environment is not what is broken
-    failures = bench_program.run_all(runs[1:], diagnose=lambda run, _: asked.append(run.task))
+    failures = bench_run.run_all(runs[1:], diagnose=lambda run, _: asked.append(run.task))
     assert len(failures) == 2 and asked == ["b"]
 
 
 def test_a_task_that_is_barred_is_left_out(make, capsys):
     good, barred = make(WRITE_RESULTS, "pope"), make(WRITE_RESULTS, "mme")
-    failures = bench_program.run_all([barred, good], {"mme": "its data are not here"})
+    failures = bench_run.run_all([barred, good], {"mme": "its data are not here"})
     assert failures == {"N' = 64, mme": "its data are not here"}
     assert good.finished and not barred.finished
     assert "[1/2] N' = 64, mme: left out: its data are not here" in capsys.readouterr().out
@@ -126,17 +128,17 @@ def test_resume_runs_what_has_not_finished(make, tmp_path, capsys):
     check = f"assert not pathlib.Path({str(flaw)!r}).exists(), 'flawed';"
     bad = make(head + "(folder / 'rest').touch();" + check + WRITE_RESULTS, "bad")
 
-    assert bench_program.run_all([good, bad]) == {"N' = 64, bad": "AssertionError: flawed"}
+    assert bench_run.run_all([good, bad]) == {"N' = 64, bad": "AssertionError: flawed"}
     told = capsys.readouterr().out
     assert "[1/2] N' = 64, good: done" in told
     assert "[2/2] N' = 64, bad: FAILED" in told
     assert str(bad.failed_folder / "log.txt") in told
 
     (cut.folder.parent / "cut.running" / "model").mkdir(parents=True)
-    assert set(bench_program.run_all([good, bad, cut])) == {"N' = 64, bad"}
+    assert set(bench_run.run_all([good, bad, cut])) == {"N' = 64, bad"}
     assert names(good) == ["bad.failed", "cut", "good"]
     flaw.unlink()
-    assert bench_program.run_all([good, bad, cut]) == {}
+    assert bench_run.run_all([good, bad, cut]) == {}
     assert names(good) == ["bad", "cut", "good"]
     told = capsys.readouterr().out
     assert "[1/3] N' = 64, good: finished before" in told
@@ -171,7 +173,7 @@ def test_bad_results_are_run_again(make, capsys, name):
     (file,) = run.folder.rglob("*_results.json")
     file.write_bytes(text)
     assert not run.finished
-    assert bench_program.run_all([run]) == {}
+    assert bench_run.run_all([run]) == {}
     assert run.finished and names(run) == ["task", "task.1.old"]
     told = capsys.readouterr().out
     assert f"not usable: {file}: {reason}" in told
@@ -201,11 +203,11 @@ def test_a_run_that_another_start_is_at(make, tmp_path, capsys):
     head = "import os, pathlib, sys; folder = pathlib.Path(sys.argv[1]); " + count + "\n"
     free = f"open({str(flag)!r}, 'w')\n"
     slow, other = make(head + wait + WRITE_RESULTS, "slow"), make(head + free + WRITE_RESULTS, "b")
-    first = threading.Thread(target=bench_program.run_all, args=([slow],))
+    first = threading.Thread(target=bench_run.run_all, args=([slow],))
     first.start()
     while not slow.lock.exists() or "pid" not in slow.lock.read_text():
         time.sleep(0.02)
-    assert bench_program.run_all([slow, other]) == {}
+    assert bench_run.run_all([slow, other]) == {}
     first.join()
     told = [line for line in capsys.readouterr().out.splitlines() if "/2]" in line]
     who = rf"process {os.getpid()} on \S+, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -226,8 +228,8 @@ STARTER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from bench_program import run_all
-from bench_run import Run
+from scripts.bench.run import run_all
+from scripts.bench.process import Run
 def command(folder):
     return [sys.executable, "-c", sys.argv[2], str(folder)]
 run_all([Run("x", command, {}, Path(sys.argv[3]))])
@@ -241,8 +243,8 @@ def test_what_kills_the_start_ends_its_evaluation(make, tmp_path):
         "print('child', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(90)']).pid"
         ", flush=True); time.sleep(90)"
     )
-    scripts = bench_run.__file__.rpartition("/")[0]
-    start = psutil.Popen([sys.executable, "-c", STARTER, scripts, code, str(run.folder)])
+    root = str(Path(bench_process.__file__).parents[2])
+    start = psutil.Popen([sys.executable, "-c", STARTER, root, code, str(run.folder)])
     log = run.folder.with_name("task.running") / "log.txt"
     while not (log.is_file() and "child" in log.read_text()):
         time.sleep(0.05)
@@ -253,7 +255,7 @@ def test_what_kills_the_start_ends_its_evaluation(make, tmp_path):
     _, alive = psutil.wait_procs(processes, timeout=15)
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
     assert run.lock.exists()
-    assert bench_program.run_all([run]) == {}
+    assert bench_run.run_all([run]) == {}
     assert names(run) == ["task"]
 
 
@@ -275,8 +277,8 @@ def test_what_kills_torchrun_ends_its_processes(make, tmp_path, who):
         thread = threading.Thread(target=lambda: reasons.append(run.execute()))
         thread.start()
     else:
-        scripts = bench_run.__file__.rpartition("/")[0]
-        start = psutil.Popen([sys.executable, "-c", STARTER, scripts, code, str(run.folder)])
+        root = str(Path(bench_process.__file__).parents[2])
+        start = psutil.Popen([sys.executable, "-c", STARTER, root, code, str(run.folder)])
     while len(list(here.iterdir())) < 2:
         time.sleep(0.05)
     workers = [psutil.Process(int(path.name)) for path in here.iterdir()]
@@ -401,7 +403,7 @@ print("child", subprocess.Popen([sys.executable, "-c", sleeper]).pid, flush=True
 @pytest.mark.parametrize("leader", ["stays", "has ended"])
 def test_an_interruption_leaves_no_process(make, monkeypatch, leader):
     """Not even those that take no notice of SIGTERM, or whose launcher is gone."""
-    monkeypatch.setattr(bench_run, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(bench_process, "GRACE_SECONDS", 0.5)
     run = make(HOLDS_ON + ("time.sleep(60)" if leader == "stays" else ""))
     log = run.folder.with_name("task.running") / "log.txt"
     child = []

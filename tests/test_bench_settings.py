@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import plan
-from bench_settings import read_settings
-from benchmarks import BENCHMARKS
 
 from hiprune import HiPruneError
+from scripts.bench.plan import plan
+from scripts.bench.settings import read_settings
+from scripts.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAVA, NEXT = BENCHMARKS["llava"], BENCHMARKS["llava_next"]

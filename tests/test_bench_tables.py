@@ -3,13 +3,14 @@
 import json
 import signal
 
-import bench
 import pytest
-import run_identity
-from bench import plan
-from bench_settings import read_settings
-from benchmarks import BENCHMARKS
-from run_identity import with_identity
+
+from scripts.bench import identity as run_identity
+from scripts.bench.__main__ import main
+from scripts.bench.identity import with_identity
+from scripts.bench.plan import plan
+from scripts.bench.settings import read_settings
+from scripts.benchmarks import BENCHMARKS
 
 LLAVA = BENCHMARKS["llava"]
 
@@ -31,8 +32,7 @@ def finished(tmp_path, monkeypatch, capsys):
                 write_results(run.folder, score, budget and int(budget), settings.config)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr("sys.argv", ["bench.py", "--family", "llava"])
-        assert bench.main() == 0
+        assert main(["--family", "llava"]) == 0
         for name in environment:
             monkeypatch.delenv(name)
         return [line.replace(" ", "") for line in capsys.readouterr().out.splitlines()]

@@ -13,10 +13,11 @@ import torch
 
 pytest.importorskip("transformers", minversion="5", reason="needs the environment .venv-qwen")
 
-import train_tiny
-from tiny_train import card, loop
-from tiny_train.batches import Steps
-from tiny_train.questions import KINDS
+from scripts.tiny import __main__ as train_tiny
+from scripts.tiny import export as card
+from scripts.tiny import loop
+from scripts.tiny.batches import Steps
+from scripts.tiny.questions import KINDS
 
 SCENES = 32
 # A run of two steps would have all answers wrong.
@@ -113,7 +114,7 @@ def test_the_table_is_of_the_weights_as_shipped_on_unseen_scenes(run, text):
 
 
 def test_the_scenes_of_the_table_are_not_those_of_the_curve(run):
-    from tiny_train.architecture import make_trainee
+    from scripts.tiny.loop import make_trainee
 
     output, measured = run
     trainee = make_trainee("llava", output / "fresh")

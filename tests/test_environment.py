@@ -12,13 +12,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from scripts.env import lock, locked
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "scripts" / "env"
-sys.path.insert(0, str(FOLDER))
-
-import lock  # noqa: E402
-import locked  # noqa: E402
-
 HERE = "qwen" if find_spec("llava") is None else "llava"
 # Their own requirements contradict the versions that run together: scripts/env/pyproject.toml.
 REPLACED = {"llava-torch", "lmms-eval", "torchvision"}
@@ -55,6 +52,14 @@ def test_a_lock_pins_every_line_with_hashes(path):
     cuda = [entry.name for entry in entries if entry.name.startswith(("nvidia-", "cuda-"))]
     assert bool(cuda) == (path.stem == "cuda")
     assert re.search("https?:", path.read_text(encoding="utf-8")) is None
+
+
+@pytest.mark.parametrize("name", ["lmms-eval", "tabulate", "torch", "triton"])
+def test_what_is_tested_in_one_environment_alone_is_the_same_in_both(name):
+    """conftest.py's lists rest on it."""
+    locks = (locked.read_lock(FOLDER / f"{environment}.lock") for environment in ("llava", "qwen"))
+    one, other = ({entry.version for entry in lock if entry.name == name} for lock in locks)
+    assert one == other != set()
 
 
 def test_this_environment_is_its_lock():
@@ -170,7 +175,7 @@ def fake_venv(tmp_path):
         python = tmp_path / "bin" / "python"
         python.write_text(
             f"""#!/usr/bin/env bash
-            case "$*" in *scripts/bench.py*) {benchmark} ;; *locked.py*) exit 0 ;; esac
+            case "$*" in *scripts.bench*) {benchmark} ;; *locked.py*) exit 0 ;; esac
             exec {sys.executable} "$@"
             """
         )

@@ -18,8 +18,8 @@ from hiprune.figures import (
     selection_figure,
     tokens_figure,
 )
-from hiprune.painting import COLOURS, paint_ranks, paint_selection
-from hiprune.token_grids import anyres_grids, padded_box, single_grid
+from hiprune.figures.painting import COLOURS, paint_ranks, paint_selection
+from hiprune.figures.token_grids import anyres_grids, padded_box, single_grid
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402

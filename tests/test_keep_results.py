@@ -1,15 +1,15 @@
-"""keep_results.py: the kept runs make the tables that the logs made, and hold no path of here."""
+"""tables.results: the kept runs make the tables that the logs made, and hold no path of here."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from benchmarks import ROOT
-from keep_results import FILES, keep
-from run_results import KEPT
 from table_logs import CHECKPOINT, Logs
-from table_runs import read_tables
+
+from scripts.benchmarks import ROOT
+from scripts.tables.results import FILES, KEPT, keep
+from scripts.tables.runs import read_tables
 
 
 def test_kept_runs_make_the_same_tables(tmp_path):
@@ -48,6 +48,6 @@ def test_a_checkpoint_of_the_clone_loses_the_clones_place(tmp_path):
 
 
 def test_nothing_to_keep(tmp_path):
-    with pytest.raises(SystemExit, match=r"no finished run; accepted is a folder that"):
+    with pytest.raises(SystemExit, match=r"no finished run; expected a folder that"):
         keep(tmp_path, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()

@@ -147,7 +147,7 @@ def test_a_model_that_is_not_llavas_is_refused(module, monkeypatch, capsys):
 def test_without_the_llava_package(module, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "llava.model.builder", None)
     assert launcher.main(["-m", module("raise AssertionError")]) == 1
-    assert "accepted is an environment with the llava package" in capsys.readouterr().err
+    assert "expected an environment with the llava package" in capsys.readouterr().err
 
 
 def test_help_needs_no_model_package():

@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server():
-    with serving() as place:
+    with serving("llava.eval.m4c_evaluator", "pandas", "hiprune.launcher") as place:
         yield place
 
 
@@ -88,8 +88,7 @@ def test_missing_data_is_one_message(benchmark, files, origins, tmp_path):
 def test_a_missing_environment_is_made(fake, tmp_path, data):
     """In a copy of the repository, whose set-up puts the fake environment in place."""
     scripts = tmp_path / "repository" / "scripts" / "llava_eval"
-    shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(SCRIPTS.parent / "paper.py", scripts.parent)
+    shutil.copytree(SCRIPTS.parent, scripts.parent, ignore=shutil.ignore_patterns("__pycache__"))
     (scripts.parents[1] / "setup_llava.sh").write_text(
         f'echo "setup with $PYTHON"; cd /; cp -r "{fake.settings["VENV"]}" "$VENV"\n'
     )

@@ -3,21 +3,19 @@
 import json
 import re
 import sys
-from pathlib import Path
 
+import openpyxl
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "llava_eval"))
-
-import answers as answer_files
-import check_textvqa
-import convert_mmbench
-import convert_vqav2
-import openpyxl
-import paper_number
-import settings
-
 from hiprune import HiPruneError
+from scripts.llava_eval import answers as answer_files
+from scripts.llava_eval import (
+    check_textvqa,
+    convert_mmbench,
+    convert_vqav2,
+    paper_number,
+    settings,
+)
 
 TABLE = """\
 index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage\tsource\tsplit

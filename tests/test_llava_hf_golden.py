@@ -35,7 +35,7 @@ def golden() -> dict:
 @pytest.fixture(scope="module")
 def converted(golden, tmp_path_factory):
     """The stored checkpoints, written in their own format and converted."""
-    from convert_llava_to_hf import convert
+    from scripts.convert.to_hf import convert
 
     folders = {}
     for family in FAMILIES:
@@ -116,7 +116,8 @@ def test_the_processor_of_a_converted_checkpoint(converted, family):
 
 
 def test_what_cannot_be_converted_is_said(golden, tmp_path):
-    from convert_llava_to_hf import convert, rename
+    from scripts.convert.names import of_package
+    from scripts.convert.to_hf import convert
 
     settings = json.loads(golden["llava/file/config.json"].tobytes())
     for changed, message in (("llava_mistral", "model_type"), ("llava_llama", "no model")):
@@ -124,4 +125,4 @@ def test_what_cannot_be_converted_is_said(golden, tmp_path):
         with pytest.raises(SystemExit, match=message):
             convert(tmp_path, tmp_path / "hf")
     with pytest.raises(SystemExit, match=r"transformer\.h\.0: not a weight"):
-        rename({"transformer.h.0": torch.ones(1)})
+        of_package({"transformer.h.0": torch.ones(1)})

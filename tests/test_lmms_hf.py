@@ -11,13 +11,9 @@ import pytest
 
 pytest.importorskip("transformers", minversion="5.17", reason="needs the environment .venv-qwen")
 
-import bench_checkpoint
 from bench_in_process import evaluate
-from bench_settings import read_settings
-from benchmarks import ASSETS, BENCHMARKS
 from lmms_eval.loggers import EvaluationTracker
 from lmms_eval.models import get_model
-from make_tiny_task import make_task
 from test_lmms_qwen import DOCS, PIXELS, TASK, to_visual
 from test_lmms_qwen import requests as simple_requests
 
@@ -25,6 +21,10 @@ from hiprune import HiPruneError
 from hiprune.config import FAMILIES, Family
 from hiprune.lmms import hf
 from hiprune.lmms.checkpoint import Description, describe
+from scripts.bench import checkpoint as bench_checkpoint
+from scripts.bench.settings import read_settings
+from scripts.benchmarks import ASSETS, BENCHMARKS
+from scripts.tiny.task import make_task
 
 CHECKPOINTS = ("llava_hf", "llava_next_hf", "qwen2_5_vl")
 ASSET = {"llava_hf": "llava-1.5-tiny", "llava_next_hf": "llava-v1.6-tiny"}

@@ -11,7 +11,7 @@ import transformers
 from encoder_models import hooks
 
 from hiprune import HiPruneError
-from hiprune.maps import extra_tokens, maps_and_features, received_attention_maps
+from hiprune.figures.maps import extra_tokens, maps_and_features, received_attention_maps
 
 NAMES = [name for name in encoders.EXTRA if hasattr(transformers, name)]
 V5 = int(transformers.__version__.split(".")[0]) >= 5

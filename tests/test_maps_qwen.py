@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from hiprune import HiPruneConfig, HiPruneError, prune
-from hiprune.maps import maps_and_features, received_attention_maps
+from hiprune.figures.maps import maps_and_features, received_attention_maps
 
 if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("transformers' own models need transformers 5", allow_module_level=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bench import plan
-from benchmarks import BENCHMARKS
-from columns import TINY_TASK, are_accuracies
-from methods import SEEDS, configs, read, report
-from methods_report import Curve, render, score
 from table_logs import Logs
 
 from hiprune import HiPruneConfig, HiPruneError
+from scripts.bench.methods import SEEDS, configs, read, report
+from scripts.bench.plan import plan
+from scripts.benchmarks import BENCHMARKS
+from scripts.tables.columns import TINY_TASK, are_accuracies
+from scripts.tables.summaries import Curve, render_methods, score
 
 KINDS = ("existence", "colour", "shape", "count", "position")
 METHODS = {"llava": 6, "llava_next": 6, "qwen2_5_vl": 5}  # runs a budget; Qwen has no CLS
@@ -43,7 +43,7 @@ def test_every_method_runs_once_at_every_budget(family, tiny):
 
 def test_what_the_comparison_sets_itself_is_refused():
     for name in ("HIPRUNE_METHOD", "HIPRUNE_SEED", "HIPRUNE_RETENTION", "HIPRUNE_BUFFER"):
-        with pytest.raises(HiPruneError, match=rf"^{name}='1': accepted are only HIPRUNE_ALPHA"):
+        with pytest.raises(HiPruneError, match=rf"^{name}='1': expected only HIPRUNE_ALPHA"):
             read(BENCHMARKS["llava"], True, {name: "1"})
     settings = read(BENCHMARKS["llava"], True, {"HIPRUNE_ALPHA": "0.5", "RETENTIONS": "9"})
     assert settings.budgets == ("9",)
@@ -87,5 +87,5 @@ def test_real_tasks_are_averaged_as_shares_of_the_unpruned():
     assert score(row, base, accuracies=False) == pytest.approx((50 + 75) / 2)
     assert score({"pope": 40.0}, base, accuracies=False) is None  # a task is missing
     assert not are_accuracies(base) and are_accuracies([f"{TINY_TASK}/colour"])
-    text = render("x", base, [Curve("hiprune", {64: [row]}, {64: 64.0})], accuracies=False)
+    text = render_methods("x", base, [Curve("hiprune", {64: [row]}, {64: 64.0})], accuracies=False)
     assert "62.5" in text and "avg %" in text

@@ -78,7 +78,7 @@ def test_where_the_tokens_of_an_encoder_lie(tmp_path):
         assert means[0] > 0.8 * pixels.max() and means[1:].max() < 0.8 * pixels.min()
     assert _sides(BitImageProcessor(size={"shortest_edge": 256})) == (256, 224)
     for sizes in ({"longest_edge": 48}, {"height": 48, "width": 42}):
-        with pytest.raises(HiPruneError, match="accepted is one that resizes a square image to a"):
+        with pytest.raises(HiPruneError, match="expected one that resizes a square image to a"):
             _sides(SiglipImageProcessor(size=sizes))
 
 
@@ -105,7 +105,7 @@ def test_encoders_that_cannot_be_had(monkeypatch, tmp_path, capsys):
     from hiprune import HiPruneError
 
     monkeypatch.setattr(encoders, "hub_is_reached", lambda: False)
-    with pytest.raises(HiPruneError, match=r"encoder no/such-encoder: .*accepted is tiny-llava"):
+    with pytest.raises(HiPruneError, match=r"encoder no/such-encoder: .*expected tiny-llava"):
         encoders.find_encoders(["no/such-encoder"])
     monkeypatch.setattr(encoders, "_at_hand", lambda device: [])
     encoders.find_encoders(paper=("no/such-encoder", "no/other"))

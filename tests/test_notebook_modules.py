@@ -51,7 +51,7 @@ def test_coco(tmp_path, monkeypatch):
     expected[1:5, 1:5] = True
     assert torch.equal(found[0].mask, expected)
     assert found[1].mask[:, 6:].all() and not found[1].mask[:, :6].any()
-    with pytest.raises(HiPruneError, match=r"accepted is a folder with val2017/ and annotations"):
+    with pytest.raises(HiPruneError, match=r"expected a folder with val2017/ and annotations"):
         samples.find_samples(None, None, 5, coco=str(tmp_path))
     # What the caller says comes before the variable.
     Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
@@ -69,7 +69,7 @@ def test_pictures_of_the_users_and_at_hand(tmp_path):
     Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
     found = samples.find_samples("llava", str(tmp_path), 5)
     assert (found.source, found[0].image.size) == ("1 picture of yours", (40, 40))
-    with pytest.raises(HiPruneError, match=r"no picture; accepted is a folder of \.jpg"):
+    with pytest.raises(HiPruneError, match=r"no picture; expected a folder of \.jpg"):
         samples.find_samples(None, str(tmp_path / "nothing"), 5)
     photos = samples.find_samples(None, None, 20)
     assert len(photos) >= 6 and all(p.image.width == p.image.height for p in photos)

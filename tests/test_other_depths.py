@@ -6,11 +6,11 @@ import json
 from importlib.util import find_spec
 
 import pytest
-from benchmarks import ASSETS, BENCHMARKS
 
 import hiprune
 from hiprune import HiPruneConfig
 from hiprune.config import FAMILIES
+from scripts.benchmarks import ASSETS, BENCHMARKS
 
 PACKAGE = find_spec("llava") is not None
 of_transformers = pytest.mark.skipif(PACKAGE, reason="needs transformers 5.17 or newer")

@@ -14,12 +14,9 @@ import torch
 from packaging.requirements import Requirement
 
 import hiprune
+from scripts.env import torchvision_cpu
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts" / "env"))
-
-import torchvision_cpu  # noqa: E402
-
 SCRIPTS = sorted([*ROOT.glob("*.sh"), *(ROOT / "scripts").rglob("*.sh")])
 
 

@@ -4,14 +4,15 @@ import json
 from dataclasses import replace
 
 import pytest
-import run_identity
-from bench_settings import read_settings
-from benchmarks import BENCHMARKS
-from make_tiny_task import make_task
-from run_identity import differences, with_identity
-from table_choice import all_that_ran
 from table_logs import CHECKPOINT, Logs
-from table_runs import read_tables
+
+from scripts.bench import identity as run_identity
+from scripts.bench.identity import differences, with_identity
+from scripts.bench.settings import read_settings
+from scripts.benchmarks import BENCHMARKS
+from scripts.tables.choice import all_that_ran
+from scripts.tables.runs import read_tables
+from scripts.tiny.task import make_task
 
 LLAVA = BENCHMARKS["llava"]
 

@@ -19,22 +19,21 @@ from PIL import Image
 if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("transformers' own models need transformers 5", allow_module_level=True)
 
-import checkpoints
-import show_tokens
-from open_image import open_image
-
 from hiprune import prune, select_tokens
-from hiprune.maps import received_attention_maps
+from hiprune.figures.maps import received_attention_maps
+from hiprune.images import open_image
+from scripts.show import __main__ as show_tokens
+from scripts.show import checkpoints
 
-SCRIPT = Path(show_tokens.__file__)
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "show_tokens.py"
 TOTALS = {"tiny-llava": 144, "tiny-llava-next": 5 * 144, "tiny-qwen": 12 * 12}
 
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory) -> Path:
     """Checkpoints of the trained ones' size, untrained, where the trained ones would lie."""
-    from tiny_train.architecture import make_trainee
-    from tiny_train.export import export
+    from scripts.tiny.export import export
+    from scripts.tiny.loop import make_trainee
 
     folder = tmp_path_factory.mktemp("assets")
     families = ("llava", "llava_next", "qwen2_5_vl")
@@ -173,7 +172,7 @@ def test_files_that_are_no_pictures(at, capsys, monkeypatch):
         code, out, err = run(capsys, name)
         assert (code, out) == (2, "")
         assert name in err and any(part in err for part in expected.split("|")), err
-        assert "accepted is a picture" in err and err.count("\n") == 1
+        assert "expected a picture" in err and err.count("\n") == 1
     code, _, err = run(capsys, str(at))
     assert code == 2 and "no such file" in err
 
@@ -181,8 +180,8 @@ def test_files_that_are_no_pictures(at, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "no/such/folder"], r"--model no/such/folder:.*accepted is one of tiny, tiny-"),
-        (["--model", "bert"], "--model bert: its model_type is 'bert'; accepted is one of tiny,"),
+        (["--model", "no/such/folder"], r"--model no/such/folder:.*expected one of tiny, tiny-"),
+        (["--model", "bert"], "--model bert: its model_type is 'bert'; expected one of tiny,"),
         (["--retention", "0"], "--retention '0': expected an integer from 1 to 576"),
         (["--retention", "500"], "retention=500: expected 1 to 144"),
         (["--retention", "0.3"], "--retention '0.3': expected an integer"),
@@ -192,7 +191,7 @@ def test_files_that_are_no_pictures(at, capsys, monkeypatch):
         (["--object-layer", "9"], "object_layer=9: expected 1 to 8"),
         (["--object-layer", "x"], "--object-layer 'x': expected an integer"),
         (["--out", "no/folder/x.png"], "no folder no/folder"),
-        (["--out", "x.abc"], r"--out x.abc:.*accepted is .png"),
+        (["--out", "x.abc"], r"--out x.abc:.*expected .png"),
         (["--device", "nowhere"], "--model tiny on nowhere: "),
         (["--dpi", "many"], "invalid int value: 'many'"),
     ],

@@ -21,11 +21,12 @@ import pytest
 
 pytest.importorskip("transformers", minversion="5.17", reason="needs the environment .venv-qwen")
 
-import make_tables
-from columns import COLUMNS
 from standin.data import SCORES, make_data
 from standin.hub import CHAT, serving
 from standin.scores import letters_drawn, score
+
+from scripts.tables.__main__ import main as make_tables
+from scripts.tables.columns import COLUMNS
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -61,7 +62,7 @@ def runs(tmp_path_factory):
             "HF_HOME": str(folder / "home"),
             "HF_ENDPOINT": url,
             "OPENAI_API_URL": url + CHAT,
-            "PYTHONPATH": f"{TESTS}:{ROOT / 'scripts'}",
+            "PYTHONPATH": f"{TESTS}:{ROOT}",
             "CUDA_VISIBLE_DEVICES": "",
         }
         command = [sys.executable, "-W", "ignore", "-m", "standin.evaluate"]
@@ -124,7 +125,7 @@ def test_what_ran_is_stated(runs, budget, tokens):
 
 def test_the_tables_have_these_scores(runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["make_tables.py", str(runs.logs), "--format", "csv"])
-    make_tables.main()
+    make_tables()
     cells = {
         (line["row"], line["column"]): float(line["ours"])
         for line in csv.DictReader(io.StringIO(capsys.readouterr().out))

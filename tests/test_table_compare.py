@@ -1,11 +1,12 @@
 """What of ours is compared with the paper's: splits, measures, limits, other methods."""
 
 import pytest
-from paper import TABLES, UNPRUNED
-from table_choice import all_that_ran, chosen
 from table_logs import CHECKPOINT, Logs, in_the_csv, read, rows_of, titles
 from table_logs import SCORES as OURS
-from table_runs import read_tables
+
+from scripts.tables.choice import all_that_ran, chosen
+from scripts.tables.paper import TABLES, UNPRUNED
+from scripts.tables.runs import read_tables
 
 TABLE_2 = ["GQA", "MMB", "MMB_CN", "MME", "POPE", "SQA_IMG", "VQAv2", "TextVQA", "VizWiz"]
 

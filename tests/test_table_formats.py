@@ -7,13 +7,22 @@ import shutil
 import subprocess
 
 import pytest
-from make_tables import FORMATS
-from table_choice import NUMBERS, all_that_ran, chosen
-from table_csv import HEADER
-from table_latex import SPECIAL, escape
 from table_logs import CHECKPOINT, Logs, in_the_csv
-from table_runs import read_tables
-from table_sheet import DIFFERENCE, MARK, MISSING, OTHER, OURS, Heading, Row, cell_text, row_name
+
+from scripts.tables.choice import NUMBERS, all_that_ran, chosen
+from scripts.tables.render import FORMATS, HEADER, SPECIAL, escape
+from scripts.tables.runs import read_tables
+from scripts.tables.sheet import (
+    DIFFERENCE,
+    MARK,
+    MISSING,
+    OTHER,
+    OURS,
+    Heading,
+    Row,
+    cell_text,
+    row_name,
+)
 
 
 @pytest.fixture

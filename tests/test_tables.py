@@ -6,7 +6,6 @@ Every expected number is worked out from the values written, or from the paper's
 import json
 
 import pytest
-from make_tables import read_tables, render
 from table_logs import (
     CHECKPOINT,
     SCORES,
@@ -16,7 +15,10 @@ from table_logs import (
     numbers,
     parse_markdown,
 )
-from table_sheet import MARK, MISSING
+
+from scripts.tables.layouts import render
+from scripts.tables.runs import read_tables
+from scripts.tables.sheet import MARK, MISSING
 
 LAST = ["avg %", "columns", "tokens in the LLM"]
 

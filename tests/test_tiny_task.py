@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
-from bench_settings import read_settings
-from benchmarks import BENCHMARKS
-from make_tiny_task import METRICS, make_task, questions
 from PIL import Image
-from tiny_task import tiny_task
-from tiny_train.questions import KINDS
-from tiny_train.scenes import DRAWINGS, make_scene
+
+from scripts.benchmarks import BENCHMARKS
+from scripts.tiny import task as tiny
+from scripts.tiny import tiny_task
+from scripts.tiny.questions import KINDS
+from scripts.tiny.scenes import DRAWINGS, make_scene
+from scripts.tiny.task import METRICS, make_task, questions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -164,11 +164,11 @@ def test_the_task_is_one_that_lmms_eval_reads(folder):
         module, function = name.split(".")
         assert module == "tiny_task" and callable(getattr(tiny_task, function))
     copy = (folder / "tiny_task.py").read_bytes()
-    assert copy == (ROOT / "scripts" / "tiny_task" / "tiny_task.py").read_bytes()
+    assert copy == (ROOT / "scripts" / "tiny" / "tiny_task.py").read_bytes()
 
 
 def test_from_the_command_line(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "make_tiny_task.py"), "--scenes", "1"]
+    command = [sys.executable, str(ROOT / "scripts"), "tiny.task", "--scenes", "1"]
     command += ["--family", "qwen2_5_vl", "--output", str(tmp_path / "task"), "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -230,18 +230,18 @@ def test_what_was_cut_off_is_made_anew(making):
 
 
 @pytest.mark.parametrize("family", BENCHMARKS)
-def test_what_each_benchmark_needs(family, tmp_path, monkeypatch):
+def test_what_each_benchmark_needs(family, monkeypatch):
     made = {}
     monkeypatch.setattr(tiny, "_make", lambda path, sources, make: made.update({path: sources}))
-    settings = read_settings(BENCHMARKS[family], True, {"OUTPUT": str(tmp_path)})
-    tiny.make_tiny(settings)
-    assert settings.include_path in made
-    asset = ROOT / "assets" / settings.benchmark.tiny.asset
+    benchmark = BENCHMARKS[family]
+    tiny.make_tiny(benchmark)
+    assert benchmark.task_folder in made
+    asset = ROOT / "assets" / benchmark.tiny.asset
     if family in ("llava", "llava_next"):  # of all that is converted; a new card changes nothing
-        sources = set(made[settings.benchmark.tiny.checkpoint])
+        sources = set(made[benchmark.tiny.checkpoint])
         needed = ("config.json", "model.safetensors", "tokenizer.model")
         assert {asset / name for name in needed} < sources
         assert not {asset / "README.md", asset / "curve.jsonl"} & sources
     else:
-        assert settings.checkpoint == str(asset) and len(made) == 1
+        assert benchmark.tiny.checkpoint == asset and len(made) == 1
     assert all(source.is_file() for sources in made.values() for source in sources)

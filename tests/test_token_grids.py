@@ -9,7 +9,13 @@ import transformers
 from PIL import Image
 
 from hiprune import HiPruneError
-from hiprune.token_grids import anyres_grids, cropped_box, padded_box, single_grid, whole_box
+from hiprune.figures.token_grids import (
+    anyres_grids,
+    cropped_box,
+    padded_box,
+    single_grid,
+    whole_box,
+)
 
 if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("transformers' own models need transformers 5", allow_module_level=True)

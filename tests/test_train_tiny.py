@@ -13,15 +13,14 @@ from PIL import Image
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
-from tiny_train import loop  # noqa: E402
-from tiny_train.architecture import FAMILIES, make_trainee  # noqa: E402
-from tiny_train.batches import IGNORED, Steps, targets  # noqa: E402
-from tiny_train.export import export  # noqa: E402
-from tiny_train.optimiser import schedule  # noqa: E402
-from tiny_train.questions import ANSWERS, KINDS, MARGIN, ask  # noqa: E402
-from tiny_train.recipe import RECIPES, Recipe  # noqa: E402
-from tiny_train.scenes import COLOURS, SHAPES, make_scene  # noqa: E402
-from tiny_train.trainee import COLUMNS, Trainee  # noqa: E402
+from scripts.tiny import loop  # noqa: E402
+from scripts.tiny.batches import IGNORED, Steps, targets  # noqa: E402
+from scripts.tiny.export import export  # noqa: E402
+from scripts.tiny.loop import FAMILIES, make_trainee  # noqa: E402
+from scripts.tiny.questions import ANSWERS, KINDS, MARGIN, ask  # noqa: E402
+from scripts.tiny.recipe import RECIPES, Recipe, schedule  # noqa: E402
+from scripts.tiny.scenes import COLOURS, SHAPES, make_scene  # noqa: E402
+from scripts.tiny.trainee import COLUMNS, Trainee  # noqa: E402
 
 NUMBER_OF = {"Zero": 0, "One": 1, "Two": 2, "Three": 3, "Four": 4}
 PLURALS = {**{f"{shape}s": shape for shape in SHAPES}, "crosses": "cross"}

@@ -64,7 +64,7 @@ class PrunedLmms:
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise HiPruneError(
                 f"device={device!r}, device_map={device_map!r}: no CUDA device is available; "
-                "expected device_map=cpu"
+                "expected device_map=cpu here"
             )
 
     def _start(self, prune: bool, details: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ try_benchmark() {
     echo "setup: two questions to the small model, through lmms-eval"
     rm -rf "$folder"
     if ! env ${others[@]+"${others[@]}"} OUTPUT="$folder" RETENTIONS="$2" LIMIT=2 \
-        "$VENV/bin/python" -W ignore scripts/bench.py --family "$1" --tiny >"$log" 2>&1; then
+        "$VENV/bin/python" -W ignore -m scripts.bench --family "$1" --tiny >"$log" 2>&1; then
         echo "setup: $VENV is not ready: the benchmark does not run in it" >&2
         grep -h 'FAILED' "$log" | tail -n 1 >&2 || tail -n 5 "$log" >&2
         echo "setup: all of it is in $log" >&2
@@ -123,7 +123,7 @@ hold_lock() {
     python=$(find_python)
     mkdir -p "$(dirname "$VENV")"
     exec 9>>"$VENV.lock"
-    until "$python" scripts/file_lock.py "$VENV.lock" 9 setup; do
+    until "$python" scripts/env/file_lock.py "$VENV.lock" 9 setup; do
         exec 9>>"$VENV.lock"
     done
     trap 'rm -f "$VENV.lock"' EXIT

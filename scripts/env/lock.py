@@ -18,8 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from locked import FOLDER, Entry, read_lock
 from packaging.markers import Marker
+
+from scripts.env.locked import FOLDER, Entry, read_lock
 
 # Lock -> the Pythons that its environment takes.
 PYTHONS = {"llava": ("3.10", "3.11", "3.12"), "qwen": ("3.11", "3.12")}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class ConversionError(ValueError):
-    """A file that cannot be converted; the message names it and says what is accepted."""
+    """A file that cannot be converted; the message names it and says what is expected."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict]]:

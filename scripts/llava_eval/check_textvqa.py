@@ -1,6 +1,6 @@
 """What LLaVA's scorer of TextVQA is about to read: it would stop with a traceback, or score less.
 
-    python check_textvqa.py --questions llava_textvqa_val_v051_ocr.jsonl \
+    python -m scripts.llava_eval.check_textvqa --questions llava_textvqa_val_v051_ocr.jsonl \
         --annotations TextVQA_0.5.1_val.json --answers answers.jsonl
 
 Prints nothing where all is right.
@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from answers import ConversionError, exit_status, read_lines
+from scripts.llava_eval.answers import ConversionError, exit_status, read_lines
 
 
 def check(questions: Path, annotations: Path, answers: Path) -> None:

@@ -72,7 +72,7 @@ main() {
     VENV=$VENV bash "$ROOT/setup_llava.sh"
   fi
   local names
-  names=$("$VENV_PYTHON" "$HERE/settings.py" "${budgets[@]}") || exit 2
+  names=$("$VENV_PYTHON" "$ROOT/scripts" llava_eval.settings "${budgets[@]}") || exit 2
   local -a folders
   mapfile -t folders <<<"$names"
   trap 'exit 130' INT
@@ -118,7 +118,7 @@ is_set_up() {
 ask() {
   local output=$1 module=$2
   shift 2
-  "$VENV_PYTHON" "$HERE/settings.py" --cuda >&2 || return
+  "$VENV_PYTHON" "$ROOT/scripts" llava_eval.settings --cuda >&2 || return
   set -- "$module" --model-path "$CKPT" --answers-file "$output.part" \
     --conv-mode vicuna_v1 --temperature 0 "$@"
   if [[ $BUDGET == unpruned ]]; then
@@ -129,7 +129,7 @@ ask() {
 }
 
 paper() {
-  "$VENV_PYTHON" "$HERE/paper_number.py" --checkpoint "$CKPT" --budget "$BUDGET" --column "$COLUMN"
+  "$VENV_PYTHON" "$ROOT/scripts" llava_eval.paper_number --checkpoint "$CKPT" --budget "$BUDGET" --column "$COLUMN"
 }
 
 # One message for all that is missing. needed_files prints lines: PATH, a tab, how to get it.
@@ -155,7 +155,7 @@ answer_mmbench() {
 finish_mmbench() {
   local upload=$FOLDER/$SPLIT.xlsx
   if [[ ! -e $upload ]]; then
-    "$VENV_PYTHON" "$HERE/convert_mmbench.py" --questions "$DATA/$BENCHMARK/$SPLIT.tsv" \
+    "$VENV_PYTHON" "$ROOT/scripts" llava_eval.convert_mmbench --questions "$DATA/$BENCHMARK/$SPLIT.tsv" \
       --answers "$FOLDER/answers.jsonl" --output "$upload" || return
   fi
   RESULT="submit $upload to $MMBENCH_SERVER; the paper's score: $(paper)"

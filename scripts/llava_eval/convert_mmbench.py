@@ -1,7 +1,7 @@
 """Answers to MMBench -> the xlsx file that its submission server takes.
 
-    python convert_mmbench.py --questions mmbench_dev_20230712.tsv --answers answers.jsonl \
-        --output upload.xlsx
+    python -m scripts.llava_eval.convert_mmbench --questions mmbench_dev_20230712.tsv \
+        --answers answers.jsonl --output upload.xlsx
 
 The server reads the table of the questions, without the images, and a column ``prediction``.
 """
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from answers import ConversionError, exit_status, read_answers, replacing
+
+from scripts.llava_eval.answers import ConversionError, exit_status, read_answers, replacing
 
 COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction")
 # Kept where the split has them; the server scores with its own copy.
@@ -33,7 +34,7 @@ def convert(questions: Path, answers: Path, output: Path) -> None:
     table = pd.read_csv(questions, sep="\t", dtype=str, keep_default_na=False)
     missing = [name for name in COLUMNS[:-1] if name not in table.columns]
     if missing:
-        raise ConversionError(f"{questions}: no column {', '.join(missing)}; accepted is MMBench's")
+        raise ConversionError(f"{questions}: no column {', '.join(missing)}; expected MMBench's")
     table["index"] = table["index"].astype(int)
     found = read_answers(answers)
     _check_same_questions(set(table["index"]), set(found), questions, answers)
@@ -54,12 +55,12 @@ def _check_same_questions(asked: set, answered: set, questions: Path, answers: P
     if asked - answered:
         raise ConversionError(
             f"{answers}: no answer to {len(asked - answered)} of the {len(asked)} questions of "
-            f"{questions}, the first is {min(asked - answered, key=str)}; accepted is one for each"
+            f"{questions}, the first is {min(asked - answered, key=str)}; expected one for each"
         )
     if answered - asked:
         raise ConversionError(
             f"{answers}: {len(answered - asked)} answers to questions that {questions} does not "
-            f"have, the first is {min(answered - asked, key=str)}; accepted is the split's own"
+            f"have, the first is {min(answered - asked, key=str)}; expected the split's own"
         )
 
 

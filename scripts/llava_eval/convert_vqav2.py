@@ -1,6 +1,6 @@
 """Answers to VQAv2 test-dev2015 -> the json file that EvalAI takes.
 
-    python convert_vqav2.py --questions llava_vqav2_mscoco_test2015.jsonl \
+    python -m scripts.llava_eval.convert_vqav2 --questions llava_vqav2_mscoco_test2015.jsonl \
         --answers answers.jsonl --output upload.json
 
 EvalAI wants an entry for every question of test2015, of which test-dev2015 is a part: the others
@@ -14,7 +14,13 @@ import json
 import sys
 from pathlib import Path
 
-from answers import ConversionError, exit_status, read_answers, read_lines, replacing
+from scripts.llava_eval.answers import (
+    ConversionError,
+    exit_status,
+    read_answers,
+    read_lines,
+    replacing,
+)
 
 
 def convert(questions: Path, answers: Path, output: Path) -> None:
@@ -35,7 +41,7 @@ def convert(questions: Path, answers: Path, output: Path) -> None:
     if unknown:
         raise ConversionError(
             f"{answers}: {len(unknown)} answers to questions that {questions} does not have, the "
-            f"first is {min(unknown, key=str)}; accepted is the split's own"
+            f"first is {min(unknown, key=str)}; expected the split's own"
         )
     entries = [
         {"question_id": question, "answer": normalise(found.get(question, ""))}

@@ -1,16 +1,13 @@
 """Print the paper's score for a checkpoint, a budget and a benchmark, or "-" where it has none.
 
-python paper_number.py --checkpoint liuhaotian/llava-v1.5-7b --budget 192 --column TextVQA
+python -m scripts.llava_eval.paper_number --checkpoint CKPT --budget 192 --column TextVQA
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from paper import UNPRUNED, paper_rows
+from scripts.tables.paper import UNPRUNED, paper_rows
 
 
 def paper_number(checkpoint: str, budget: str, column: str) -> str:

@@ -1,7 +1,7 @@
 """Check the budgets of a run and name their folders: one line per budget, in order.
 
-    python settings.py unpruned 192 128 64
-    python settings.py --cuda      exit status 0: there is the GPU that llava.eval's modules need
+    python -m scripts.llava_eval.settings unpruned 192 128 64
+    python -m scripts.llava_eval.settings --cuda     # status 0: there is a GPU for llava.eval
 
 A finished run is kept, so whatever changes its answers is part of the folder's name.
 """

@@ -26,7 +26,7 @@ answer() {
 finish() {
   local score
   if [[ ! -e $FOLDER/score.txt ]]; then
-    "$VENV_PYTHON" "$HERE/check_textvqa.py" --questions "$QUESTIONS" \
+    "$VENV_PYTHON" "$ROOT/scripts" llava_eval.check_textvqa --questions "$QUESTIONS" \
       --annotations "$ANNOTATIONS" --answers "$FOLDER/answers.jsonl" || return
     "$VENV_PYTHON" -m llava.eval.eval_textvqa --annotation-file "$ANNOTATIONS" \
       --result-file "$FOLDER/answers.jsonl" >"$FOLDER/score.txt.part" &&

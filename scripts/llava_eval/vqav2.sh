@@ -88,7 +88,7 @@ answer() {
 finish() {
   local upload=$FOLDER/vqav2_test-dev2015.json
   if [[ ! -e $upload ]]; then
-    "$VENV_PYTHON" "$HERE/convert_vqav2.py" --questions "$ALL_QUESTIONS" \
+    "$VENV_PYTHON" "$ROOT/scripts" llava_eval.convert_vqav2 --questions "$ALL_QUESTIONS" \
       --answers "$FOLDER/answers.jsonl" --output "$upload" || return
   fi
   RESULT="submit $upload to $SERVER (phase test-dev); the paper's score: $(paper)"

@@ -67,7 +67,7 @@ def run(mode: str, cache: Path, tests: Path, files: list[Path], select: str | No
     """Test -> {outcome, errors, told: messages of HiPruneErrors} of one run."""
     log = cache / f"{mode}.jsonl"
     log.unlink(missing_ok=True)
-    path = [tests, cache / "site", HERE, HERE.parent, HERE.parents[1] / "scripts"]
+    path = [tests, cache / "site", HERE, HERE.parent, HERE.parents[1]]
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")]),

@@ -1,0 +1,17 @@
+"""What the shell scripts and benchmarks run: a folder is a program, ``python -m scripts.FOLDER``.
+
+======================= ===========================================================================
+bench                   runs of lmms-eval behind bench_*.sh, ablation.sh and methods.sh
+tables                  what has run, as tables and pictures beside the paper's numbers
+efficiency.latency      bench_sys.py: time and memory, part by part
+efficiency.flops        flops.py: FLOPs without weights
+tiny                    the small models of assets/: scenes, training, their lmms-eval task
+convert                 checkpoints of LLaVA from one package's format to the other's
+show                    one picture, and which of its tokens are kept
+llava_eval              LLaVA's own evaluations, a shell script each
+env                     the environments: locks, and what sets them up
+======================= ===========================================================================
+
+Imports go down: bench uses tables; efficiency, convert and tiny stand beside them; nothing imports
+bench. All may use benchmarks.py, what is evaluated, and the public names of hiprune.
+"""

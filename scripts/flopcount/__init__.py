@@ -1,1 +1,0 @@
-"""Counting multiplications with fvcore, without weights: the parts of flops.py."""

@@ -1,1 +1,0 @@
-"""Latency and memory of a pruned model: the parts of bench_sys.py."""
