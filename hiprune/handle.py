@@ -45,7 +45,7 @@ class PruneHandle:
 
     Attributes:
         config: the configuration, with the family's defaults filled in.
-        family: "llava", "llava_next" or "qwen2_5_vl".
+        family: a name in :data:`hiprune.config.FAMILIES`, such as "llava" or "qwen2_5_vl".
         adapter: what knows the family's models (:mod:`hiprune.models.base`).
     """
 
@@ -76,15 +76,16 @@ class PruneHandle:
     def selections(self, found: list[TokenSelection]) -> None:
         self._local.selections = found
 
-    def encode_images(self, pixels: Any, sizes: Any = None) -> list[Tensor]:
+    def encode_images(self, pixels: Any, sizes: Any = None, text: Any = None) -> list[Tensor]:
         """Pixels -> the kept tokens of each image, (N', C), as the language model gets them.
 
         Runs the vision tower, the selection (``selections`` tell it) and the projector, no prompt.
 
         Args:
             pixels: as the model's processor gives them.
-            sizes: what comes with them: `image_sizes` of LLaVA-NeXT, `image_grid_thw` of
-                Qwen2.5-VL.
+            sizes: what comes with them: `image_sizes` of LLaVA-NeXT, `image_grid_thw` of Qwen's.
+            text: for a method that reads the prompt's words: (M, E) embeddings of them, for all
+                images or a list of one each; with a text encoder also the words themselves.
 
         Raises:
             HiPruneError: the handle was removed, or what the model's forward raises.
@@ -93,7 +94,7 @@ class PruneHandle:
         if not self._changes or model is None:
             raise HiPruneError("encode_images: HiPrune was removed from this model")
         with torch.no_grad():
-            return self.adapter.encode_images(model, self, pixels, sizes)
+            return self.adapter.encode_images(model, self, pixels, sizes, text)
 
     # What an adapter does to a model, each with its way back.
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hiprune.models.language import LanguageModel, ShortPrompt
+from hiprune.models.language import Beside, LanguageModel, ShortPrompt
 from hiprune.models.prompt import ImageSpan, PromptPlan, ShrunkPrompt, images_of_rows
 from hiprune.models.transformers_version import require_transformers
+from hiprune.models.words import PromptEmbeds, given, reading
 from torch import Tensor
 
 from hiprune.config import FAMILIES, Family, HiPruneConfig
@@ -102,12 +103,14 @@ class Encoded:
         places: (N',) of each, the placeholder, among its image's, that each token stands for.
         output: what the model's own get_image_features would return, with the kept tokens as its
             ``pooler_output``; None where there is none.
+        planes: (sum of N', C) of all of them, each more features of the same tokens (DeepStack).
     """
 
     features: list[Tensor]
     selections: list[TokenSelection]
     places: list[Tensor]
     output: Any = None
+    planes: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -116,6 +119,7 @@ class Shrunk:
 
     short: ShortPrompt
     encoded: dict[str, Encoded] = field(default_factory=dict)  # kind's name -> what it was made of
+    beside: Beside | None = None
 
 
 class Transformers(ABC):
@@ -163,6 +167,23 @@ class Transformers(ABC):
         That takes ``output_attentions`` and ``output_hidden_states``, where the caller gave them.
         """
 
+    def sizes(self, model: Any, kind: Kind, arguments: dict[str, Any], ids: Tensor) -> Any:
+        """What comes with the pixels of this kind, for :meth:`visuals`."""
+        return arguments.get(kind.sizes)
+
+    def text(self, model: Any, text: Any) -> Any:
+        """What reads the prompt's words for methods that need them.
+
+        Args:
+            text: as of :func:`hiprune.apply`.
+        """
+        if text is not None:
+            raise HiPruneError(
+                f"text={type(text).__name__}: expected None, for this model's words are embeddings "
+                "of its own"
+            )
+        return PromptEmbeds()
+
     def check(self, model: Any, arguments: dict[str, Any]) -> None:  # noqa: B027 (may be none)
         """Raise for arguments of this family's own that cannot be pruned."""
 
@@ -179,9 +200,15 @@ class Transformers(ABC):
         """
         return None, None
 
+    def beside(self, prompt: ShrunkPrompt, encoded: dict[str, Encoded]) -> Beside | None:
+        """What the pruned prompt has beside its embeddings, for a part of the family's own."""
+        return None
+
     # What follows from it.
 
-    def patch(self, model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
+    def patch(
+        self, model: Any, config: HiPruneConfig | None = None, text: Any = None
+    ) -> PruneHandle:
         """Apply HiPrune to a model; see :func:`hiprune.apply`."""
         require_transformers()
         name, size = self.family(model), self.size(model)
@@ -189,6 +216,8 @@ class Transformers(ABC):
             HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
         )
         tower = self.tower(model, config)
+        if tower.reads_text:
+            tower.text = self.text(model, text)
         handle = PruneHandle(model, config, name, self)
         try:
             handle.tower = tower
@@ -199,13 +228,16 @@ class Transformers(ABC):
             raise
         return handle
 
-    def encode_images(self, model: Any, handle: PruneHandle, pixels: Any, sizes: Any) -> list:
+    def encode_images(
+        self, model: Any, handle: PruneHandle, pixels: Any, sizes: Any, text: Any = None
+    ) -> list:
         """See :meth:`hiprune.PruneHandle.encode_images`."""
         kind = self.kinds[0]
         if kind.sizes == "image_grid_thw" and sizes is None:
             raise HiPruneError("sizes=None; expected image_grid_thw, (n, 3)")
-        _, encode = self.visuals(model, handle.tower, kind, pixels, sizes)
-        encoded = encode({})
+        spans, encode = self.visuals(model, handle.tower, kind, pixels, sizes)
+        with reading(given(text, len(spans), handle.tower.text)):
+            encoded = encode({})
         handle.selections = encoded.selections
         return encoded.features
 
@@ -259,11 +291,12 @@ class Transformers(ABC):
         self.check(model, arguments)
 
         # What is read on the host is read here, before the tower runs.
-        kinds, spans, encoders = torch.zeros_like(ids), {}, {}
+        kinds, spans, encoders, prompts = torch.zeros_like(ids), {}, {}, {}
         for kind in self.kinds:
-            pixels, sizes = arguments.pop(kind.pixels, None), arguments.get(kind.sizes)
+            pixels = arguments.pop(kind.pixels, None)
             if not _given(pixels):
                 continue
+            sizes = self.sizes(model, kind, arguments, ids)
             images, encode = self.visuals(model, handle.tower, kind, pixels, sizes)
             here = ids == getattr(model.config, kind.token)
             rows = images_of_rows(
@@ -272,6 +305,10 @@ class Transformers(ABC):
             kinds = kinds + kind.number * here
             spans[kind.number] = [[images[number] for number in row] for row in rows]
             encoders[kind] = encode
+            prompts[kind] = [number for number, row in enumerate(rows) for _ in row]
+        words = None
+        if handle.tower.reads_text:
+            words = handle.tower.text.of_prompts(model, ids, mask, kinds > 0)
         from_right = bool(arguments.get("logits_to_keep"))
         plan = PromptPlan(kinds, mask, spans, from_right)
         positions, ahead = arguments.pop("position_ids", None), None
@@ -283,7 +320,8 @@ class Transformers(ABC):
 
         shrunk = Shrunk(ShortPrompt(ahead=ahead))
         for kind, encode in encoders.items():
-            shrunk.encoded[kind.name] = encode(wanted or {})
+            with reading(words and [words[number] for number in prompts[kind]]):
+                shrunk.encoded[kind.name] = encode(wanted or {})
         places = {kind.number: torch.cat(shrunk.encoded[kind.name].places) for kind in encoders}
         handle.selections = [s for e in shrunk.encoded.values() for s in e.selections]
         prompt = shrunk.short.prompt = plan.fill(places)
@@ -297,6 +335,7 @@ class Transformers(ABC):
         for kind in encoders:
             features = torch.cat(shrunk.encoded[kind.name].features)  # (sum of N', C)
             embeds = prompt.put(embeds, kind.number, features)
+        shrunk.beside = self.beside(prompt, shrunk.encoded)
         for name in (*self.unused, *(kind.sizes for kind in self.kinds)):
             arguments.pop(name, None)
         arguments.update(inputs_embeds=embeds, attention_mask=prompt.mask)

@@ -1,10 +1,12 @@
-"""What the LLaVA adapters share: a CLIP tower, scored as it runs, and the choice of tokens.
+"""A CLIP-like tower (CLIP, SigLIP, InternViT), looked at as it runs, and the choice of tokens.
 
-An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them). The
-tower runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
+An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them; InternVL:
+tiles). A layer sees E extra tokens (CLS; none in SigLIP), then the patches of a view. The tower
+runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
 handle's remove() and only within a pass that drops tokens and that nobody looks into:
-- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of N',
-  C_v), and the layers after it hand them on;
+- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of P,
+  C_v), and the layers after it hand them on; for a method that looks at tokens themselves it runs
+  whole, and the layers after it hand all on;
 - transformers 4.37's attention, which knows eager alone, is computed by torch's SDPA.
 Where somebody looks (hooks on what would be skipped, gradients, attentions or hidden states that
 are asked for, compiled modules) the tower runs as it is, and the kept tokens are gathered.
@@ -14,74 +16,120 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from hiprune.models.clip_layer import fused_attention, gather, halves, score
-from hiprune.models.views import merged_order
+from hiprune.models.clip_layer import (
+    Look,
+    drops_out,
+    fused_attention,
+    layers_of,
+    norm_of,
+    part,
+    patch_columns,
+    transformer_of,
+)
+from hiprune.models.clip_pass import LOOKS, PASS, TOKENS, Pass, pass_of
+from hiprune.models.clip_text import ClipText
+from hiprune.models.tokens import Tokens
 from torch import Tensor
 
-from hiprune.capture import AttentionCapture, Recording, ScoredLayer, observed
+from hiprune.capture import AttentionCapture, ScoredLayer, observed
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.handle import STATE, Part, PruneHandle, overridden
-from hiprune.methods import Images, method_of
-from hiprune.selection import TokenSelection
+from hiprune.handle import Part, PruneHandle, overridden
+from hiprune.methods import method_of
 
 
 class ClipTower:
-    """What is known of one patched model's tower; it holds no module.
+    """What is known of one patched model's tower; it holds no module of it.
 
     Args:
-        vision: transformers' CLIPVisionModel.
+        vision: transformers' CLIPVisionModel, SiglipVisionModel or InternVLVisionModel.
         select_layer: index into the tower's hidden states that the features come from; hidden
             state k of a tower with L layers is the output of layer k, k = -1 that of layer L.
         config: with the family's defaults filled in.
-        max_views: the most views of an image, the base view included.
+        max_views: the most views of an image, the base view included; None: as many as there are.
+        tokens: what a view's are made of; None: CLIP's, a patch each, after CLS.
+        counted_views: the views that count for the budget of an image that has more; None: all.
 
     Raises:
         HiPruneError: a layer or a budget that this tower cannot have.
     """
 
     def __init__(
-        self, vision: Any, select_layer: int, config: HiPruneConfig, max_views: int
+        self,
+        vision: Any,
+        select_layer: int,
+        config: HiPruneConfig,
+        max_views: int | None,
+        tokens: Tokens | None = None,
+        counted_views: int | None = None,
     ) -> None:
-        n_layers = len(_transformer(vision).encoder.layers)
+        n_layers = len(layers_of(vision))
         self.config = config
+        self.tokens = Tokens(patch_columns(vision) ** 2) if tokens is None else tokens
+        self.columns = self.tokens.columns  # c; N = c * c
+        self.counted_views = counted_views
         self.output_layer = select_layer % (n_layers + 1)
-        self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
-        # Whose attention counts: every token's, or that of CLS, the first, alone.
-        self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
-        self.tuples = _transformer(vision) is not vision  # layers of transformers 4 give these
-        self.choose = method_of(config)
+        self.tuples = transformer_of(vision) is not vision  # layers of transformers 4 give these
+        self.method = method_of(config)
+        self.looks = self._looks()
+        # Can all be chosen before the output layer's second half has run?
+        self.reads_tokens = not TOKENS.isdisjoint(self.method.needs)
+        self.reads_text = "text_embeds" in self.method.needs
+        self.text: ClipText | None = None  # the adapter's, where it is read
         self.capture = AttentionCapture()
         if self.output_layer == 0:
             raise HiPruneError(
                 f"vision select layer {select_layer}: the features are the embeddings; expected "
                 "the output of a layer"
             )
+        if config.uses_cls and not self.tokens.extra:
+            name = "score" if config.score == "cls" else "method"
+            raise HiPruneError(
+                f"{name}={getattr(config, name)!r}: this model's vision tower has no CLS token; "
+                f"expected another {name}"
+            )
+        beyond = set(self.method.needs) - {"object_scores", "output_scores", "cls_attention"}
+        if beyond and not self.tokens.plain:
+            raise HiPruneError(
+                f"method={config.method!r}: needs {', '.join(sorted(beyond))}, which are not known "
+                "of this model's tokens; expected a method that needs attention alone"
+            )
         if config.object_layer > n_layers:
             raise HiPruneError(
                 f"object_layer={config.object_layer}: expected 1 to {n_layers}, the layers of "
                 "this model's vision tower"
             )
-        tokens = max_views * self.columns**2
-        if isinstance(config.retention, int) and not max_views <= config.retention <= tokens:
-            what = f"{max_views} views of {self.columns**2}" if max_views > 1 else "one view"
+        if max_views is None or not isinstance(config.retention, int):
+            return
+        most = max_views * self.tokens.count
+        if not max_views <= config.retention <= most:
+            what = f"{max_views} views of {self.tokens.count}" if max_views > 1 else "one view"
             raise HiPruneError(
-                f"retention={config.retention}: expected {max_views} to {tokens} tokens per "
-                f"image ({what} in this model)"
+                f"retention={config.retention}: expected {max_views} to {most} tokens per image "
+                f"({what} in this model)"
             )
 
+    def _looks(self) -> dict[int, Look]:
+        """Layer -> what the method needs of it."""
+        names: dict[int, set[str]] = {}
+        of_cls = self.config.score == "cls"
+        for need in self.method.needs:
+            if need in LOOKS:
+                object_layer = need == "object_scores"
+                number = self.config.object_layer if object_layer else self.output_layer
+                names.setdefault(number, set()).add(LOOKS[need])
+        extra = self.tokens.extra
+        return {n: Look(frozenset(names[n]), of_cls, extra) for n in sorted(names)}
+
     def patch(self, handle: PruneHandle, vision: Any) -> None:
-        """Hooks on both scored layers' attention, and what short cuts need."""
-        layers, function = _transformer(vision).encoder.layers, partial(score, self.scored_queries)
+        """Hooks on the attention of layers that are looked at, and what short cuts need."""
+        layers = layers_of(vision)
         scored = {
-            number: ScoredLayer(layers[number - 1].self_attn, ("q_proj", "k_proj"), function)
-            for number in sorted({self.config.object_layer, self.output_layer})
+            number: ScoredLayer(part(layers[number - 1], "self_attn"), ("q_proj", "k_proj"), look)
+            for number, look in self.looks.items()
         }
         for attention in [layer.self_attn for layer in layers] if self.tuples else []:
             if not overridden(attention) and type(attention).__module__.startswith("transformers."):
@@ -91,18 +139,23 @@ class ClipTower:
             handle.patch(layer, _Layer, self)
 
     def kept_tokens(self, views: int) -> int:
-        """N' of an image with so many views; known before the tower has run.
+        """N' of an image with so many views; known before the tower has run."""
+        return self.method.kept(self.budget(views), self.tokens.count) * views
+
+    def budget(self, views: int) -> int:
+        """Of each of so many views of an image.
 
         Raises:
             HiPruneError: less than a token a view.
         """
-        budget = self.config.budget(views * self.columns**2)
+        counted = views if self.counted_views is None else min(views, self.counted_views)
+        budget = self.config.budget(counted * self.tokens.count)
         if budget < views:
             raise HiPruneError(
                 f"retention={self.config.retention}: leaves no token for each of the {views} views "
                 f"of an image; expected at least {views} tokens"
             )
-        return budget // views * views
+        return min(budget // views, self.tokens.count)
 
     @contextmanager
     def passing(
@@ -112,6 +165,8 @@ class ClipTower:
         views: Sequence[int],
         columns: Sequence[int | None],
         looked_at: bool = False,
+        tokens: Tokens | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> Iterator[Pass]:
         """One run of the tower, whose tokens are chosen.
 
@@ -122,96 +177,22 @@ class ClipTower:
             columns: grid views in a row of each, for the grid's tokens to come in the raster order
                 of the merged picture; None: view by view.
             looked_at: are its attentions or hidden states asked for?
+            tokens: what a view's are made of in this pass; None: the tower's.
+            budgets: N' of a view of each image; None: N' of the image, shared out evenly.
         """
-        drops = any([self.kept_tokens(count) < count * self.columns**2 for count in set(views)])
+        tokens = self.tokens if tokens is None else tokens
+        budgets = [self.budget(count) for count in views] if budgets is None else budgets
+        drops = any(self.method.kept(budget, tokens.count) < tokens.count for budget in budgets)
         unseen = drops and not looked_at and not _seen(self, modules, pixels)
         with self.capture.recording() as recording:
-            token = _PASS.set(Pass(self, views, columns, recording, unseen))
+            norm = norm_of(modules[-1])
+            token = PASS.set(Pass(self, tokens, views, budgets, columns, recording, unseen, norm))
             try:
                 # Nobody wants gradients of an unseen pass: layers are not checkpointed either.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not unseen):
-                    yield _PASS.get()
+                    yield PASS.get()
             finally:
-                _PASS.reset(token)
-
-
-@dataclass
-class Pass:
-    """What one run of the tower works with.
-
-    Attributes:
-        unseen: may what nobody looks at run otherwise?
-        selections: one an image, whose rows are its views, once they are chosen.
-    """
-
-    tower: ClipTower
-    views: Sequence[int]
-    columns: Sequence[int | None]
-    recording: Recording
-    unseen: bool
-    selections: list[TokenSelection] | None = None
-
-    @property
-    def short(self) -> bool:
-        """Does the output layer give kept tokens alone?"""
-        # An object layer beyond the output layer is legal in the paper's ablation.
-        return self.unseen and self.tower.config.object_layer <= self.tower.output_layer
-
-    def kept(self, features: Tensor) -> list[Tensor]:
-        """(sum of V, N, C_v), or (1, sum of N', C_v) of a short pass -> (N', C_v) of each image."""
-        if self.short:
-            return list(features[0].split([s.indices.numel() for s in self.selections]))
-        return self._take(lambda rows, kept: gather(features[rows], kept), features.device)
-
-    def cut(self, layer: Any, hidden: Tensor) -> Tensor:
-        """The output layer: (sum of V, 1+N, C_v) -> (1, sum of N', C_v)."""
-        found, rest = halves(layer, hidden, self.tower.scored_queries)
-        self.recording.add(self.tower.output_layer, found)
-        kept = self._take(lambda rows, kept: rest(rows, 1 + kept), found.device)  # CLS is dropped
-        return torch.cat(kept).unsqueeze(0)
-
-    def _take(self, features: Callable[[slice, Tensor], Tensor], device: Any) -> list[Tensor]:
-        """Choose, and take the features of what is kept; see :func:`halves` for these."""
-        tower, scores = self.tower, self.recording.found()
-        # CLS is dropped, and the layers may lie on several devices.
-        object_scores, output_scores = (
-            scores[number].to(device)[:, 1:]  # (sum of V, N)
-            for number in (tower.config.object_layer, tower.output_layer)
-        )
-
-        def select(rows: slice, views: int) -> TokenSelection:
-            output = output_scores[rows]
-            return tower.choose(
-                Images.like(output, tower.columns, tower.kept_tokens(views) // views),
-                object_scores=object_scores[rows],
-                output_scores=output,
-                # Where a method needs it, these are scores of CLS's attention: its heads' mean.
-                cls_attention=output.unsqueeze(1),  # (V, 1, N)
-            )
-
-        if all(count == 1 for count in self.views):  # one budget: all images at once
-            chosen = select(slice(None), 1)
-            self.selections = [chosen[i : i + 1] for i in range(len(self.views))]
-            return list(features(slice(None), chosen.indices))
-        self.selections, kept, start = [], [], 0
-        for count, columns in zip(self.views, self.columns, strict=True):
-            rows = slice(start, start := start + count)
-            chosen = select(rows, count)
-            found = features(rows, chosen.indices).flatten(0, 1)  # (V, N'/V, C_v) -> (N', C_v)
-            if columns is not None:
-                found = found[merged_order(chosen, tower.columns, columns)]
-            self.selections.append(chosen)
-            kept.append(found)
-        return kept
-
-
-_PASS: ContextVar[Pass | None] = ContextVar("hiprune_clip_pass", default=None)
-
-
-def pass_of(module: Any) -> Pass | None:
-    """The pass that runs, if it is one of this module's tower."""
-    found = _PASS.get()
-    return found if found is not None and found.tower is vars(module)[STATE] else None
+                PASS.reset(token)
 
 
 class _Layer(Part):
@@ -219,9 +200,15 @@ class _Layer(Part):
 
     def forward(layer: Any, original: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         run = pass_of(layer)
-        if run is None or not run.short:
-            return original(hidden, *args, **kwargs)
-        hidden = run.cut(layer, hidden) if run.selections is None else hidden
+        if run is not None and run.cuts:
+            hidden = run.cut(layer, hidden) if run.selections is None else hidden
+        elif run is not None and run.short and run.hidden is not None:
+            pass  # it ended with the output layer
+        else:
+            output = original(hidden, *args, **kwargs)
+            if run is not None and run.hidden is None:
+                run.hidden = output[0] if run.tower.tuples else output
+            return output
         return (hidden,) if run.tower.tuples else hidden
 
 
@@ -240,10 +227,10 @@ class _Attention(Part):
 
 def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
     """Would anybody see that the tower is cut short?"""
-    vision, inner = modules[-1], _transformer(modules[-1])
-    around = (*modules, inner, inner.encoder, inner.post_layernorm)
-    skipped = list(inner.encoder.layers)[tower.output_layer - 1 :]  # in part, or all of it
-    attention, weights = skipped[0].self_attn, vision.parameters()
+    vision, inner = modules[-1], transformer_of(modules[-1])
+    around = (*modules, inner, inner.encoder, norm_of(vision))
+    skipped = list(layers_of(vision))[tower.output_layer - 1 :]  # in part, or all of it
+    weights = vision.parameters()
     # A hook may bring in what wants a gradient, anywhere.
     gradients = torch.is_grad_enabled() and (
         pixels.requires_grad or observed(vision) or any(each.requires_grad for each in weights)
@@ -257,10 +244,5 @@ def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
         or any(observed(layer) for layer in skipped)
         or torch.compiler.is_compiling()
         or any(m._compiled_call_impl or "_orig_mod" in m._modules for m in (*around, *skipped))
-        or (attention.training and attention.dropout > 0)
+        or drops_out(skipped[0])
     )
-
-
-def _transformer(vision: Any) -> Any:
-    """What of a CLIPVisionModel has the layers: the model itself since transformers 5."""
-    return getattr(vision, "vision_model", vision)

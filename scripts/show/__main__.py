@@ -81,6 +81,8 @@ def settings(args: argparse.Namespace, checkpoint: Checkpoint) -> HiPruneConfig:
             if value is not None:
                 message = message.replace(f"{name}=", f"{option} ")
         raise HiPruneError(message) from error
+    if "HIPRUNE_OBJECT_LAYER" not in environ:  # as deep in this model's tower
+        config = replace(config, object_layer=family.layer_of(checkpoint.layers))
     if config.method != "hiprune" or config.uses_cls:
         raise HiPruneError(
             f"HIPRUNE_METHOD={config.method!r}, HIPRUNE_SCORE={config.score!r}: expected "
@@ -105,6 +107,7 @@ def draw(
         pruned.encode_images(made.pixels, made.sizes)
         selection, config = pruned.selections[0], pruned.config
     maps = received_attention_maps(made.tower, made.views, **made.tower_inputs)
+    maps = made.token_maps(maps)
     kept, total = int(selection.keep.sum()), selection.keep.numel()
     found = counts(selection)
     line = (

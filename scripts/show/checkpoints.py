@@ -25,13 +25,15 @@ class Checkpoint:
     Attributes:
         name: as the user gave it.
         path: folder, or name on the hub.
-        family: "llava", "llava_next" or "qwen2_5_vl".
+        family: a name in hiprune.config.FAMILIES.
+        layers: of its vision tower.
         tiny: its settings, if it is one of the repository's.
     """
 
     name: str
     path: Path | str
     family: str
+    layers: int
     tiny: Tiny | None
 
     def load(self, device: str = "cpu") -> tuple[Any, Any]:
@@ -70,14 +72,18 @@ def find_checkpoint(name: str) -> Checkpoint:
     tiny = TINY.get(ALIASES.get(name, name))
     path = ASSETS / tiny.asset if tiny else name
     expected = (
-        f"expected one of {', '.join(names)}, or a folder or hub name of a LLaVA-1.5, "
-        "LLaVA-NeXT or Qwen2.5-VL checkpoint in transformers' format (llava-hf/*, Qwen/*)"
+        f"expected one of {', '.join(names)}, or a folder or hub name of a checkpoint in "
+        f"transformers' format (llava-hf/*, Qwen/*) of {', '.join(FAMILIES)}"
     )
     try:
-        family = transformers.AutoConfig.from_pretrained(path).model_type
+        config = transformers.AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise HiPruneError(f"--model {name}: {reason[0]}; {expected}") from error
-    if family not in FAMILIES:  # which bear the names of transformers' model types
+    # Families bear the names of transformers' model types.
+    family = config.model_type.removesuffix("_moe")
+    if family not in FAMILIES:
         raise HiPruneError(f"--model {name}: its model_type is {family!r}; {expected}")
-    return Checkpoint(name, path, family, tiny)
+    vision = config.vision_config
+    layers = vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
+    return Checkpoint(name, path, family, layers, tiny)

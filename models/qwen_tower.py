@@ -1,21 +1,27 @@
-"""Qwen2.5-VL's windowed vision tower: its scores, and the rest for kept tokens alone.
+"""Qwen's vision towers, whose tokens are 2 x 2 patches: their scores, and the rest for kept tokens.
+
+Qwen2-VL's, Qwen2.5-VL's (most of whose blocks attend within windows) and Qwen3-VL's (DeepStack:
+the states of three blocks become one more feature a token each).
 
 Modifications, on one instance, until the handle's remove() and only within the passes of a patched
 model: block l and the last one are scored; once the scores are known, what follows runs on the kept
 tokens alone (a merged token is 4 patches; groups are kept whole), so that the tower's
-``last_hidden_state`` holds these, in raster order. The last block's own rest is run so where nobody
-can see it: without gradients, without hooks of others, without attentions asked for.
+``last_hidden_state`` holds these, in raster order. DeepStack's mergers wait until then. The last
+block's own rest is run so where nobody can see it: without gradients, without hooks of others,
+without attentions asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.views import flat_indices
+from hiprune.models.words import PromptEmbeds, words_of
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, Recording, ScoredLayer, captured, observed
@@ -28,7 +34,12 @@ from hiprune.selection import TokenSelection
 
 
 def windows(visual: Any, grid_thw: Tensor) -> dict[str, Tensor]:
-    """Which tokens, in raster order, the tower's windows hold, and where each window ends."""
+    """Which tokens, in raster order, the tower's windows hold, and where each window ends.
+
+    Empty for a tower without windows, whose tokens lie in raster order.
+    """
+    if not hasattr(visual, "fullatt_block_indexes"):
+        return {}
     from transformers.vision_utils import get_vision_window_index
 
     index, ends = get_vision_window_index(
@@ -39,7 +50,7 @@ def windows(visual: Any, grid_thw: Tensor) -> dict[str, Tensor]:
 
 def rotated(attention: Any, qkv: Tensor, position_embeddings: Any) -> tuple[Tensor, ...]:
     """(4 N, 3 C_v) -> queries and keys, rotated, and values, (H, 4 N, D) each."""
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+    from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen  # the others do the same
 
     query, key, value = qkv.unflatten(-1, (3, attention.num_heads, -1)).unbind(1)  # (4 N, H, D)
     query, key = qwen.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
@@ -47,7 +58,7 @@ def rotated(attention: Any, qkv: Tensor, position_embeddings: Any) -> tuple[Tens
 
 
 def scored_layer(attention: Any) -> ScoredLayer:
-    """A Qwen2_5_VLVisionAttention: queries and keys out of its qkv, rotated, per segment."""
+    """A block's attention: queries and keys out of its qkv, rotated, per segment."""
     return ScoredLayer(attention, ("qkv",), _score)
 
 
@@ -58,7 +69,7 @@ def _score(
     return received_attention_packed(query, key, cu_seqlens, attention.scaling)
 
 
-class WindowedTower:
+class MergedTower:
     """What is known of one patched model's tower; it holds no module."""
 
     def __init__(self, visual: Any, config: HiPruneConfig) -> None:
@@ -69,31 +80,44 @@ class WindowedTower:
                 "blocks of this model's vision tower"
             )
         if config.uses_cls:
-            name = "method" if config.method == "cls" else "score"
+            name = "score" if config.score == "cls" else "method"
             raise HiPruneError(
-                f"{name}='cls': this model's vision tower has no CLS token; expected another {name}"
+                f"{name}={getattr(config, name)!r}: this model's vision tower has no CLS token; "
+                f"expected another {name}"
             )
         self.config = config
-        self.choose = method_of(config)
+        self.method = method_of(config)
+        # Layer -> the scores that the method needs of it.
+        layers = {"object_scores": config.object_layer, "output_scores": self.output_layer}
+        self.scored = {n: layers[n] for n in layers if n in self.method.needs}
+        # Does it look at the merged tokens themselves?
+        self.reads_tokens = not {"projected", "image_embeds"}.isdisjoint(self.method.needs)
+        self.reads_text = "text_embeds" in self.method.needs
+        self.text: PromptEmbeds | None = None  # the adapter's, where it is read
         self.capture = AttentionCapture()
 
     def patch(self, handle: PruneHandle, visual: Any) -> None:
-        scored = sorted({self.config.object_layer, self.output_layer})
+        scored = sorted(set(self.scored.values()))
         layers = {n: scored_layer(visual.blocks[n - 1].attn) for n in scored}
         handle.placed(self.capture.attach(layers))
         handle.patch(visual.blocks[-1], _LastBlock, self)
         handle.patch(visual.merger, _Merger, self)
+        for merger in getattr(visual, "deepstack_merger_list", ()):
+            handle.patch(merger, _DeepStackMerger, self)
 
-    def spans(self, visual: Any, grid_thw: Tensor) -> list[ImageSpan]:
-        """Of (n, 3) images or videos: N of all frames and N', known before the tower runs."""
+    def frames(self, visual: Any, grid_thw: Tensor) -> list[tuple[int, ImageSpan]]:
+        """Of (n, 3) images or videos: frames of each, and N and N' of one; known before the tower
+        runs.
+        """
         found = []
         for frames, height, width in grid_thw.tolist():
-            tokens = height * width // visual.spatial_merge_unit
-            found.append(ImageSpan(frames * tokens, frames * self.budget(tokens)))
+            tokens = height * width // visual.spatial_merge_size**2
+            found.append((frames, ImageSpan(tokens, self.kept(tokens))))
         return found
 
-    def budget(self, tokens: int) -> int:
-        return min(self.config.budget(tokens), tokens)
+    def kept(self, tokens: int) -> int:
+        """N' of a frame of N tokens."""
+        return self.method.kept(self.config.budget(tokens), tokens)
 
     @contextmanager
     def passing(
@@ -115,13 +139,15 @@ class _Pass:
         selections: one an image or video; its rows are the frames (one for an image), its tokens
             merged tokens in raster order.
         windows: the order of its windows, as the tower's own arguments.
-        raster: (N,) place in window order of each token in raster order.
+        raster: (N,) place in the tower of each token in raster order.
         kept: (sum of N',) those of the kept ones, once they are chosen.
+        states: of DeepStack, in order: its merger, and the (4 N, C_v) states that it gets.
+        planes: (sum of N', C) what DeepStack's mergers make of the kept tokens, in raster order.
     """
 
     def __init__(
         self,
-        tower: WindowedTower,
+        tower: MergedTower,
         visual: Any,
         grid_thw: Tensor,
         recording: Recording,
@@ -132,52 +158,70 @@ class _Pass:
         self.merge = visual.spatial_merge_size
         self.selections: list[TokenSelection] = []
         self.windows = windows(visual, grid_thw)
-        # Ahead of the first block: the index comes from the host, and copying it waits.
-        self.raster = torch.argsort(self.windows["window_index"].to(device))
+        tokens = [height * width // self.merge**2 for _, height, width in self.grids]
+        if self.windows:
+            # Ahead of the first block: the index comes from the host, and copying it waits.
+            self.raster = torch.argsort(self.windows["window_index"].to(device))
+        else:
+            total = sum(each[0] * n for each, n in zip(self.grids, tokens, strict=True))
+            self.raster = torch.arange(total, device=device)
         self.kept: Tensor | None = None
+        self.states: list[tuple[Callable, Tensor]] = []
+        self.planes: list[Tensor] = []
         self.gradients = torch.is_grad_enabled()
         # A last block with windows (no released model has one) runs as it is: how many tokens
         # each of its windows keeps, only the device knows.
-        full = tower.output_layer - 1 in visual.fullatt_block_indexes
-        tokens = [height * width // self.merge**2 for _, height, width in self.grids]
-        self.drops = full and not looked_at and any(tower.budget(n) < n for n in tokens)
+        full = not self.windows or tower.output_layer - 1 in visual.fullatt_block_indexes
+        self.drops = full and not looked_at and any(tower.kept(n) < n for n in tokens)
 
     def cuts_short(self, block: Any, hidden: Tensor) -> bool:
         """May the rest of the last block run for kept tokens alone?"""
-        if not self.drops or observed(block):
+        if not self.drops or self.tower.reads_tokens or observed(block):
             return False
         # Known since the pass began: a checkpointed block runs without gradients at first.
         return not self.gradients or not (
             hidden.requires_grad or any(weight.requires_grad for weight in block.parameters())
         )
 
-    def choose(self) -> None:
-        """Scores of patches in window order -> ``selections``, and where the kept tokens lie."""
+    def choose(self, device: torch.device, projected: Tensor | None = None) -> None:
+        """What patches scored -> ``selections``, and where the kept tokens lie.
+
+        Args:
+            projected: (N, C) merged tokens, in window order as the scores are.
+        """
         scores, tower = self.recording.found(), self.tower
-        device = scores[tower.output_layer].device
         raster = self.raster.to(device)
-        object_scores, output_scores = (
+        needed = {
             # 4 consecutive patches are one token: their mean, in raster order
-            scores[number].to(device).view(-1, self.merge**2).mean(dim=1)[raster]
-            for number in (tower.config.object_layer, tower.output_layer)
-        )
+            need: scores[number].to(device).view(-1, self.merge**2).mean(dim=1)[raster]
+            for need, number in tower.scored.items()
+        }
+        for need in {"projected", "image_embeds"} & set(tower.method.needs):
+            needed[need] = projected[raster]  # text is compared with them as they are
         start = 0
         for frames, height, width in self.grids:
             columns = width // self.merge  # c
             tokens = height // self.merge * columns  # N of a frame
             part = slice(start, start := start + frames * tokens)
-            output = output_scores[part].view(frames, tokens)
-            self.selections.append(
-                tower.choose(
-                    Images.like(output, columns, tower.budget(tokens)),
-                    object_scores=object_scores[part].view(frames, tokens),
-                    output_scores=output,
-                )
-            )
+            budget = min(tower.config.budget(tokens), tokens)
+            images = Images(frames, tokens, columns, budget, device)
+            own = {need: x[part].unflatten(0, (frames, tokens)) for need, x in needed.items()}
+            if tower.reads_text:
+                words = words_of(len(self.selections), tower.method.name)
+                own["text_embeds"] = words.to(device)
+            self.selections.append(tower.method(images, **own))
         self.kept = raster[flat_indices(self.selections)]
 
+    def take(self, hidden: Tensor) -> Tensor:
+        """(4 N, C_v) in the tower's order -> (4 sum of N', C_v), the kept in raster order."""
+        unit = self.merge**2
+        if len(hidden) != unit * len(self.raster):
+            return hidden  # what comes after a last block that was cut short holds these alone
+        groups = hidden.view(-1, unit, hidden.shape[-1])  # (N, 4, C_v)
+        return groups[self.kept.to(hidden.device)].flatten(0, 1)
 
-_PASS: ContextVar[_Pass | None] = ContextVar("hiprune_windowed_pass", default=None)
+
+_PASS: ContextVar[_Pass | None] = ContextVar("hiprune_merged_pass", default=None)
 
 
 def _pass_of(module: Any) -> _Pass | None:
@@ -198,11 +242,12 @@ class _LastBlock(Part):
         attention = block.attn
         qkv = attention.qkv(block.norm1(hidden_states))
         query, key, value = rotated(attention, qkv, arguments["position_embeddings"])
-        run.recording.add(
-            run.tower.output_layer,
-            received_attention_packed(query, key, arguments["cu_seqlens"], attention.scaling),
-        )
-        run.choose()
+        if run.tower.output_layer in run.tower.scored.values():
+            found = received_attention_packed(
+                query, key, arguments["cu_seqlens"], attention.scaling
+            )
+            run.recording.add(run.tower.output_layer, found)
+        run.choose(qkv.device)
 
         unit = run.merge**2
         patches = run.kept.unsqueeze(1) * unit + torch.arange(unit, device=run.kept.device)
@@ -231,35 +276,40 @@ class _Merger(Part):
     def forward(merger: Any, original: Callable, hidden: Tensor) -> Tensor:
         """Patches, 4 a token -> merged tokens (N, C) in window order, zero where dropped.
 
-        ``hidden`` holds the kept tokens, or all of them where the last block ran as it is.
+        ``hidden`` holds the kept tokens, or all of them where the last block ran as it is. Of a
+        method that looks at merged tokens none is zero.
         """
         run = _pass_of(merger)
         if run is None:
             return original(hidden)  # somebody's own call
+        if run.tower.reads_tokens:
+            merged = original(hidden)  # (N, C)
+            run.choose(merged.device, merged)
+            run.planes = [deepstack(run.take(states)) for deepstack, states in run.states]
+            return merged
         if run.kept is None:
-            run.choose()
-            groups = hidden.view(-1, run.merge**2, hidden.shape[-1])  # (N, 4, C_v)
-            hidden = groups[run.kept.to(hidden.device)].flatten(0, 1)
+            run.choose(hidden.device)
+            hidden = run.take(hidden)
+        run.planes = [deepstack(run.take(states)) for deepstack, states in run.states]
         merged = original(hidden)  # (sum of N', C)
         tokens = sum(selection.keep.numel() for selection in run.selections)
         kept = run.kept.to(merged.device)
         return merged.new_zeros(tokens, merged.shape[-1]).index_copy(0, kept, merged)
 
 
-def flat_indices(selections: Sequence[TokenSelection]) -> Tensor:
-    """(sum of N',) places of the kept tokens among those of all images, frame after frame."""
-    found, start = [], 0
-    for selection in selections:
-        frames, tokens = selection.keep.shape
-        first = start + tokens * torch.arange(frames, device=selection.indices.device)
-        found.append((selection.indices + first.unsqueeze(1)).flatten())
-        start += frames * tokens
-    return torch.cat(found)
+class _DeepStackMerger(Part):
+    def forward(merger: Any, original: Callable, hidden: Tensor) -> Tensor:
+        """(4 N, C_v) -> (N, 0): it waits until the kept tokens are known."""
+        run = _pass_of(merger)
+        if run is None:
+            return original(hidden)
+        run.states.append((original, hidden))
+        return hidden.new_empty(len(run.raster), 0)
 
 
 def maps(visual: Any, pixels: Tensor, grid_thw: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
     """(blocks, frames, N) scores and (frames, N, C) merged tokens; see hiprune.figures.maps."""
-    tokens, unit = _tokens(visual, grid_thw), visual.spatial_merge_unit
+    tokens, unit = _tokens(visual, grid_thw), visual.spatial_merge_size**2
     layers = {number: scored_layer(block.attn) for number, block in enumerate(visual.blocks, 1)}
     order = windows(visual, grid_thw)
     with captured(layers) as recording:
@@ -267,9 +317,9 @@ def maps(visual: Any, pixels: Tensor, grid_thw: Any, **inputs: Any) -> tuple[Ten
         scores = recording.found()
     device = scores[1].device  # the blocks may lie on several
     patches = torch.stack([scores[n].to(device) for n in sorted(scores)])  # (blocks, 4 sum of N)
-    # 4 consecutive patches are one token: their mean, in raster order
-    raster = torch.argsort(order["window_index"]).to(device)
-    merged = patches.unflatten(1, (-1, unit)).mean(dim=2)[:, raster]
+    merged = patches.unflatten(1, (-1, unit)).mean(dim=2)  # 4 consecutive patches are one token
+    if order:
+        merged = merged[:, torch.argsort(order["window_index"]).to(device)]  # raster order
     # The sum over the frame's 4 N queries is turned into the mean.
     found = merged.unflatten(1, (-1, tokens)) / (tokens * unit)
     return found, output.pooler_output.unflatten(0, (-1, tokens))
@@ -290,4 +340,4 @@ def _tokens(visual: Any, grid_thw: Any) -> int:
             "tensor (images, tokens): give images of other grids one by one"
         )
     height, width = grids.pop()
-    return height * width // visual.spatial_merge_unit
+    return height * width // visual.spatial_merge_size**2
