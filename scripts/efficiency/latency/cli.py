@@ -16,7 +16,8 @@ from scripts.efficiency.latency.errors import BenchError
 from scripts.efficiency.latency.tiny import MODELS, TINY
 from scripts.efficiency.latency.vision_qwen import PATCHES, RETENTION, side_of
 
-PARTS = ("all", "vision", "kernel")
+PARTS = ("all", "vision", "kernel", "methods")
+WITHOUT_MODEL = ("kernel", "methods")
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 PAPER_NEW_TOKENS, TINY_NEW_TOKENS = 500, 8
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", choices=MODELS, help="needed but for --part kernel")
+    add("--model", choices=MODELS, help="needed but for --part kernel and methods")
     add("--part", choices=PARTS, default="all", help="default: all, the whole model")
     add("--retention", type=_retention, nargs="+", metavar="N'", help="default: the paper's")
     add("--image", type=Path, metavar="FILE", help="default: a picture made from --seed")
@@ -78,11 +79,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _complete(args: argparse.Namespace) -> None:
     args.device = _device(args.device)
-    if args.model is None and args.part != "kernel":
+    if args.model is None and args.part not in WITHOUT_MODEL:
         raise BenchError(f"model=None: expected one of {', '.join(MODELS)}")
     _refuse_unused(args)
     args.dtype = args.dtype or ("bfloat16" if args.device.type == "cuda" else "float32")
-    if args.part == "kernel":
+    if args.part in WITHOUT_MODEL:
         return
     args.architecture = MODELS[args.model]
     args.tiny = args.model in TINY
@@ -112,19 +113,19 @@ def _complete(args: argparse.Namespace) -> None:
 
 def _refuse_unused(args: argparse.Namespace) -> None:
     """An argument that would change nothing is a slip."""
-    kernel, vision = args.part == "kernel", args.part == "vision"
+    none, vision = args.part in WITHOUT_MODEL, args.part == "vision"
     on_patches = vision and MODELS[args.model].family == "qwen2_5_vl"
     unused = {
-        **dict.fromkeys(("model", "retention", "checkpoint", "package", "dtype"), kernel),
-        **dict.fromkeys(("image", "image_size"), kernel or on_patches),
-        **dict.fromkeys(("prompt", "new_tokens"), kernel or vision),
+        **dict.fromkeys(("model", "retention", "checkpoint", "package", "dtype"), none),
+        **dict.fromkeys(("image", "image_size"), none or on_patches),
+        **dict.fromkeys(("prompt", "new_tokens"), none or vision),
         "patches": not on_patches,
     }
     for name, is_unused in unused.items():
         value = getattr(args, name)
         if is_unused and value is not None:
             raise BenchError(
-                f"{name}={value!r} with --part {args.part} of {args.model or 'the kernels'}; "
+                f"{name}={value!r} with --part {args.part} of {args.model or 'no model'}; "
                 "expected none, since it changes nothing there"
             )
 

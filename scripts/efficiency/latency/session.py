@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 
 import torch
 import transformers
@@ -14,6 +15,7 @@ import transformers
 from scripts.benchmarks import ROOT
 from scripts.efficiency.latency import plot, record, report
 from scripts.efficiency.latency.build import build
+from scripts.efficiency.latency.choices import choice_cases
 from scripts.efficiency.latency.comparisons import Comparison
 from scripts.efficiency.latency.inputs import Inputs, make_inputs
 from scripts.efficiency.latency.kernel import kernel_cases
@@ -35,7 +37,7 @@ def run_session(args: argparse.Namespace, argv: Sequence[str]) -> int:
         BenchError, hiprune.HiPruneError: what is asked for cannot be measured.
     """
     progress = _progress()
-    measure = _measure_kernels if args.part == "kernel" else _measure_model
+    measure = _CASES.get(args.part, _measure_model)
     rounds, comparisons, facts = measure(args, progress)
     made = record.make_record(args, facts, argv)
     text = report.render(made, rounds, comparisons)
@@ -52,11 +54,15 @@ def run_session(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return 1 if any(row.error for row in rounds.rows) else 0
 
 
-def _measure_kernels(
-    args: argparse.Namespace, progress: Callable[[str], None]
+def _measure(
+    cases_of: Callable, args: argparse.Namespace, progress: Callable[[str], None]
 ) -> tuple[Rounds, list[Comparison], dict]:
-    cases, comparisons = kernel_cases(args.device, args.repetitions, args.seed)
+    """What needs no model."""
+    cases, comparisons = cases_of(args.device, args.repetitions, args.seed)
     return run_rounds(cases, args.warmup, args.device, progress), comparisons, {}
+
+
+_CASES = {"kernel": partial(_measure, kernel_cases), "methods": partial(_measure, choice_cases)}
 
 
 def _measure_model(
