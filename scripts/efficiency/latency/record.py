@@ -10,8 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hiprune.machine import hardware, short_name, versions
 from scripts.efficiency.latency.comparisons import Comparison
 from scripts.efficiency.latency.rounds import Rounds
@@ -36,9 +34,7 @@ def make_record(
     if args.part == "kernel":
         name, dtype, settings = "kernels", "bfloat16", {**settings, "dtype": "bfloat16"}
     elif args.part == "methods":
-        threads = torch.get_num_threads()
-        name, dtype = f"choices of methods, {threads} threads", "float32"
-        settings = {**settings, "dtype": dtype, "threads": threads}
+        name, dtype, settings = "choices", "float32", {**settings, "dtype": "float32"}
     else:
         name, dtype = args.model, args.dtype
     settings |= facts
