@@ -278,7 +278,7 @@ def test_hiprune_pp_stands_beside_the_papers_rows_of_it(logs):
     assert plus.title.endswith(": HiPrune++")
     for sheet in (ours, plus):
         column = [heading.title for heading in sheet.headings].index("GQA")
-        (block,) = (block for block in sheet.blocks if block.label == 192)
+        (block,) = (block for block in sheet.blocks if str(block.label) == "192")
         paper = in_the_csv("llava_1_5_7b.csv", tokens="192", method=sheet.method)
         found = {row.kind: row.cells[column] for row in block.rows}
         assert found["paper"] == float(paper["GQA"])
