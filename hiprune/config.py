@@ -25,7 +25,7 @@ class Family:
     name: str
     retention_variable: str
     retention: int | float  # the default budget: tokens (int) or share of the image's (float)
-    max_retention: int | float
+    max_retention: int | float  # an int beside a share: the variable takes either
     object_layer: int  # l, counted from 1
     encoder_layers: int
 
@@ -152,7 +152,7 @@ class HiPruneConfig:
         """Read the HIPRUNE_* variables, the family's defaults standing in for those not set.
 
         Args:
-            family: "llava", "llava_next" or "qwen2_5_vl".
+            family: a name in :data:`FAMILIES`, such as "llava" or "qwen2_5_vl".
             environ: where to read; the process environment, as it is now, unless given.
             layers, tokens: of the model, as of :meth:`resolve`; ``layers`` bounds l as well.
 
@@ -160,11 +160,13 @@ class HiPruneConfig:
             HiPruneError: unknown family, or a variable that is set to anything not expected.
         """
         preset, env = _family(family), os.environ if environ is None else environ
+        name, most = preset.retention_variable, preset.max_retention
         if isinstance(preset.retention, int):
-            name, most = preset.retention_variable, preset.max_retention
             retention = _read_int(env, name, 1, most, "tokens per image")
+        elif isinstance(most, int):
+            retention = _read_tokens_or_share(env, name, most)
         else:
-            retention = _read_float(env, preset.retention_variable, above_zero=True)
+            retention = _read_float(env, name, above_zero=True)
         alpha = _read_float(env, "HIPRUNE_ALPHA")
         last = preset.encoder_layers if layers is None else layers
         layer = _read_int(env, "HIPRUNE_OBJECT_LAYER", 1, last, "the number of encoder layers")
@@ -346,6 +348,21 @@ def _read_int(env: Mapping[str, str], name: str, low: int, top: int, of_what: st
     if value is None or not low <= value <= top:
         raise HiPruneError(f"{name}={text!r}: expected an integer from {low} to {top} ({of_what})")
     return value
+
+
+def _read_tokens_or_share(env: Mapping[str, str], name: str, most: int) -> int | float | None:
+    text = env.get(name)
+    if text is None:
+        return None
+    tokens, share = _number(text, int), _number(text, float)
+    if tokens is None and share is not None and 0 < share <= 1:
+        return share
+    if tokens is None or not 1 <= tokens <= most:
+        raise HiPruneError(
+            f"{name}={text!r}: expected an integer from 1 to {most} (tokens per image), or a "
+            "number in (0, 1] with a decimal point (share of the image's tokens: 1.0 is all)"
+        )
+    return tokens
 
 
 def _read_float(env: Mapping[str, str], name: str, above_zero: bool = False) -> float | None:

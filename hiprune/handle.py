@@ -45,7 +45,7 @@ class PruneHandle:
 
     Attributes:
         config: the configuration, with the family's defaults filled in.
-        family: "llava", "llava_next" or "qwen2_5_vl".
+        family: a name in :data:`hiprune.config.FAMILIES`, such as "llava" or "qwen2_5_vl".
         adapter: what knows the family's models (:mod:`hiprune.models.base`).
     """
 
@@ -83,8 +83,7 @@ class PruneHandle:
 
         Args:
             pixels: as the model's processor gives them.
-            sizes: what comes with them: `image_sizes` of LLaVA-NeXT, `image_grid_thw` of
-                Qwen2.5-VL.
+            sizes: what comes with them: `image_sizes` of LLaVA-NeXT, `image_grid_thw` of Qwen's.
             text: for a method that reads the prompt's words: (M, E) embeddings of them, for all
                 images or a list of one each; with a text encoder also the words themselves.
 

@@ -26,8 +26,9 @@ def apply(model: Any, config: HiPruneConfig | None = None, text: Any = None) -> 
     """Turn HiPrune on for one model instance, until ``remove()`` of the handle that it returns.
 
     Args:
-        model: LLaVA-1.5 or LLaVA-NeXT, of the `llava` package or of transformers, or
-            transformers' Qwen2.5-VL. A model in a wrapper (peft's, torch.compile's, DDP's,
+        model: LLaVA-1.5 or LLaVA-NeXT, of the `llava` package or of transformers, or another of
+            transformers' models that :data:`hiprune.models.base.ADAPTERS` names (Qwen2-VL,
+            Qwen2.5-VL, Qwen3-VL, ...). A model in a wrapper (peft's, torch.compile's, DDP's,
             DeepSpeed's) is taken out of it: the wrapper then runs the patched model.
         config: the hyper-parameters; unless given, HIPRUNE_* variables and the defaults of the
             model's family.

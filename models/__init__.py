@@ -3,6 +3,26 @@
 Importing this package fills the registry (:mod:`hiprune.models.base`) and imports no model package.
 """
 
-from hiprune.models import encoders, llava, llava_hf, qwen2_5_vl
+from hiprune.models import (
+    encoders,
+    internvl,
+    llava,
+    llava_hf,
+    llava_onevision,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    video_llava,
+)
 
-__all__ = ["encoders", "llava", "llava_hf", "qwen2_5_vl"]
+__all__ = [
+    "encoders",
+    "internvl",
+    "llava",
+    "llava_hf",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "video_llava",
+]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hiprune.models.language import LanguageModel, ShortPrompt
+from hiprune.models.language import Beside, LanguageModel, ShortPrompt
 from hiprune.models.prompt import ImageSpan, PromptPlan, ShrunkPrompt, images_of_rows
 from hiprune.models.transformers_version import require_transformers
 from hiprune.models.words import PromptEmbeds, given, reading
@@ -103,12 +103,14 @@ class Encoded:
         places: (N',) of each, the placeholder, among its image's, that each token stands for.
         output: what the model's own get_image_features would return, with the kept tokens as its
             ``pooler_output``; None where there is none.
+        planes: (sum of N', C) of all of them, each more features of the same tokens (DeepStack).
     """
 
     features: list[Tensor]
     selections: list[TokenSelection]
     places: list[Tensor]
     output: Any = None
+    planes: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -117,6 +119,7 @@ class Shrunk:
 
     short: ShortPrompt
     encoded: dict[str, Encoded] = field(default_factory=dict)  # kind's name -> what it was made of
+    beside: Beside | None = None
 
 
 class Transformers(ABC):
@@ -164,6 +167,10 @@ class Transformers(ABC):
         That takes ``output_attentions`` and ``output_hidden_states``, where the caller gave them.
         """
 
+    def sizes(self, model: Any, kind: Kind, arguments: dict[str, Any], ids: Tensor) -> Any:
+        """What comes with the pixels of this kind, for :meth:`visuals`."""
+        return arguments.get(kind.sizes)
+
     def text(self, model: Any, text: Any) -> Any:
         """What reads the prompt's words for methods that need them.
 
@@ -192,6 +199,10 @@ class Transformers(ABC):
         model's plain count; and (B, 1), by how much they run ahead of that count.
         """
         return None, None
+
+    def beside(self, prompt: ShrunkPrompt, encoded: dict[str, Encoded]) -> Beside | None:
+        """What the pruned prompt has beside its embeddings, for a part of the family's own."""
+        return None
 
     # What follows from it.
 
@@ -282,9 +293,10 @@ class Transformers(ABC):
         # What is read on the host is read here, before the tower runs.
         kinds, spans, encoders, prompts = torch.zeros_like(ids), {}, {}, {}
         for kind in self.kinds:
-            pixels, sizes = arguments.pop(kind.pixels, None), arguments.get(kind.sizes)
+            pixels = arguments.pop(kind.pixels, None)
             if not _given(pixels):
                 continue
+            sizes = self.sizes(model, kind, arguments, ids)
             images, encode = self.visuals(model, handle.tower, kind, pixels, sizes)
             here = ids == getattr(model.config, kind.token)
             rows = images_of_rows(
@@ -323,6 +335,7 @@ class Transformers(ABC):
         for kind in encoders:
             features = torch.cat(shrunk.encoded[kind.name].features)  # (sum of N', C)
             embeds = prompt.put(embeds, kind.number, features)
+        shrunk.beside = self.beside(prompt, shrunk.encoded)
         for name in (*self.unused, *(kind.sizes for kind in self.kinds)):
             arguments.pop(name, None)
         arguments.update(inputs_embeds=embeds, attention_mask=prompt.mask)

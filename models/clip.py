@@ -1,9 +1,10 @@
-"""What the LLaVA adapters share: a CLIP tower, looked at as it runs, and the choice of tokens.
+"""A CLIP-like tower (CLIP, SigLIP, InternViT), looked at as it runs, and the choice of tokens.
 
-An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them). The
-tower runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
+An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them; InternVL:
+tiles). A layer sees E extra tokens (CLS; none in SigLIP), then the patches of a view. The tower
+runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
 handle's remove() and only within a pass that drops tokens and that nobody looks into:
-- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of N',
+- the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of P,
   C_v), and the layers after it hand them on; for a method that looks at tokens themselves it runs
   whole, and the layers after it hand all on;
 - transformers 4.37's attention, which knows eager alone, is computed by torch's SDPA.
@@ -18,9 +19,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from hiprune.models.clip_layer import Look, fused_attention
+from hiprune.models.clip_layer import (
+    Look,
+    drops_out,
+    fused_attention,
+    layers_of,
+    norm_of,
+    part,
+    patch_columns,
+    transformer_of,
+)
 from hiprune.models.clip_pass import LOOKS, PASS, TOKENS, Pass, pass_of
 from hiprune.models.clip_text import ClipText
+from hiprune.models.tokens import Tokens
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer, observed
@@ -34,24 +45,34 @@ class ClipTower:
     """What is known of one patched model's tower; it holds no module of it.
 
     Args:
-        vision: transformers' CLIPVisionModel.
+        vision: transformers' CLIPVisionModel, SiglipVisionModel or InternVLVisionModel.
         select_layer: index into the tower's hidden states that the features come from; hidden
             state k of a tower with L layers is the output of layer k, k = -1 that of layer L.
         config: with the family's defaults filled in.
-        max_views: the most views of an image, the base view included.
+        max_views: the most views of an image, the base view included; None: as many as there are.
+        tokens: what a view's are made of; None: CLIP's, a patch each, after CLS.
+        counted_views: the views that count for the budget of an image that has more; None: all.
 
     Raises:
         HiPruneError: a layer or a budget that this tower cannot have.
     """
 
     def __init__(
-        self, vision: Any, select_layer: int, config: HiPruneConfig, max_views: int
+        self,
+        vision: Any,
+        select_layer: int,
+        config: HiPruneConfig,
+        max_views: int | None,
+        tokens: Tokens | None = None,
+        counted_views: int | None = None,
     ) -> None:
-        n_layers = len(_transformer(vision).encoder.layers)
+        n_layers = len(layers_of(vision))
         self.config = config
+        self.tokens = Tokens(patch_columns(vision) ** 2) if tokens is None else tokens
+        self.columns = self.tokens.columns  # c; N = c * c
+        self.counted_views = counted_views
         self.output_layer = select_layer % (n_layers + 1)
-        self.columns = vision.config.image_size // vision.config.patch_size  # c; N = c * c
-        self.tuples = _transformer(vision) is not vision  # layers of transformers 4 give these
+        self.tuples = transformer_of(vision) is not vision  # layers of transformers 4 give these
         self.method = method_of(config)
         self.looks = self._looks()
         # Can all be chosen before the output layer's second half has run?
@@ -64,17 +85,31 @@ class ClipTower:
                 f"vision select layer {select_layer}: the features are the embeddings; expected "
                 "the output of a layer"
             )
+        if config.uses_cls and not self.tokens.extra:
+            name = "score" if config.score == "cls" else "method"
+            raise HiPruneError(
+                f"{name}={getattr(config, name)!r}: this model's vision tower has no CLS token; "
+                f"expected another {name}"
+            )
+        beyond = set(self.method.needs) - {"object_scores", "output_scores", "cls_attention"}
+        if beyond and not self.tokens.plain:
+            raise HiPruneError(
+                f"method={config.method!r}: needs {', '.join(sorted(beyond))}, which are not known "
+                "of this model's tokens; expected a method that needs attention alone"
+            )
         if config.object_layer > n_layers:
             raise HiPruneError(
                 f"object_layer={config.object_layer}: expected 1 to {n_layers}, the layers of "
                 "this model's vision tower"
             )
-        tokens = max_views * self.columns**2
-        if isinstance(config.retention, int) and not max_views <= config.retention <= tokens:
-            what = f"{max_views} views of {self.columns**2}" if max_views > 1 else "one view"
+        if max_views is None or not isinstance(config.retention, int):
+            return
+        most = max_views * self.tokens.count
+        if not max_views <= config.retention <= most:
+            what = f"{max_views} views of {self.tokens.count}" if max_views > 1 else "one view"
             raise HiPruneError(
-                f"retention={config.retention}: expected {max_views} to {tokens} tokens per "
-                f"image ({what} in this model)"
+                f"retention={config.retention}: expected {max_views} to {most} tokens per image "
+                f"({what} in this model)"
             )
 
     def _looks(self) -> dict[int, Look]:
@@ -86,13 +121,14 @@ class ClipTower:
                 object_layer = need == "object_scores"
                 number = self.config.object_layer if object_layer else self.output_layer
                 names.setdefault(number, set()).add(LOOKS[need])
-        return {number: Look(frozenset(names[number]), of_cls) for number in sorted(names)}
+        extra = self.tokens.extra
+        return {n: Look(frozenset(names[n]), of_cls, extra) for n in sorted(names)}
 
     def patch(self, handle: PruneHandle, vision: Any) -> None:
         """Hooks on the attention of layers that are looked at, and what short cuts need."""
-        layers = _transformer(vision).encoder.layers
+        layers = layers_of(vision)
         scored = {
-            number: ScoredLayer(layers[number - 1].self_attn, ("q_proj", "k_proj"), look)
+            number: ScoredLayer(part(layers[number - 1], "self_attn"), ("q_proj", "k_proj"), look)
             for number, look in self.looks.items()
         }
         for attention in [layer.self_attn for layer in layers] if self.tuples else []:
@@ -104,7 +140,7 @@ class ClipTower:
 
     def kept_tokens(self, views: int) -> int:
         """N' of an image with so many views; known before the tower has run."""
-        return self.method.kept(self.budget(views), self.columns**2) * views
+        return self.method.kept(self.budget(views), self.tokens.count) * views
 
     def budget(self, views: int) -> int:
         """Of each of so many views of an image.
@@ -112,13 +148,14 @@ class ClipTower:
         Raises:
             HiPruneError: less than a token a view.
         """
-        budget = self.config.budget(views * self.columns**2)
+        counted = views if self.counted_views is None else min(views, self.counted_views)
+        budget = self.config.budget(counted * self.tokens.count)
         if budget < views:
             raise HiPruneError(
                 f"retention={self.config.retention}: leaves no token for each of the {views} views "
                 f"of an image; expected at least {views} tokens"
             )
-        return budget // views
+        return min(budget // views, self.tokens.count)
 
     @contextmanager
     def passing(
@@ -128,6 +165,8 @@ class ClipTower:
         views: Sequence[int],
         columns: Sequence[int | None],
         looked_at: bool = False,
+        tokens: Tokens | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> Iterator[Pass]:
         """One run of the tower, whose tokens are chosen.
 
@@ -138,12 +177,16 @@ class ClipTower:
             columns: grid views in a row of each, for the grid's tokens to come in the raster order
                 of the merged picture; None: view by view.
             looked_at: are its attentions or hidden states asked for?
+            tokens: what a view's are made of in this pass; None: the tower's.
+            budgets: N' of a view of each image; None: N' of the image, shared out evenly.
         """
-        drops = any([self.kept_tokens(count) < count * self.columns**2 for count in set(views)])
+        tokens = self.tokens if tokens is None else tokens
+        budgets = [self.budget(count) for count in views] if budgets is None else budgets
+        drops = any(self.method.kept(budget, tokens.count) < tokens.count for budget in budgets)
         unseen = drops and not looked_at and not _seen(self, modules, pixels)
         with self.capture.recording() as recording:
-            norm = _transformer(modules[-1]).post_layernorm
-            token = PASS.set(Pass(self, views, columns, recording, unseen, norm))
+            norm = norm_of(modules[-1])
+            token = PASS.set(Pass(self, tokens, views, budgets, columns, recording, unseen, norm))
             try:
                 # Nobody wants gradients of an unseen pass: layers are not checkpointed either.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not unseen):
@@ -184,10 +227,10 @@ class _Attention(Part):
 
 def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
     """Would anybody see that the tower is cut short?"""
-    vision, inner = modules[-1], _transformer(modules[-1])
-    around = (*modules, inner, inner.encoder, inner.post_layernorm)
-    skipped = list(inner.encoder.layers)[tower.output_layer - 1 :]  # in part, or all of it
-    attention, weights = skipped[0].self_attn, vision.parameters()
+    vision, inner = modules[-1], transformer_of(modules[-1])
+    around = (*modules, inner, inner.encoder, norm_of(vision))
+    skipped = list(layers_of(vision))[tower.output_layer - 1 :]  # in part, or all of it
+    weights = vision.parameters()
     # A hook may bring in what wants a gradient, anywhere.
     gradients = torch.is_grad_enabled() and (
         pixels.requires_grad or observed(vision) or any(each.requires_grad for each in weights)
@@ -201,10 +244,5 @@ def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
         or any(observed(layer) for layer in skipped)
         or torch.compiler.is_compiling()
         or any(m._compiled_call_impl or "_orig_mod" in m._modules for m in (*around, *skipped))
-        or (attention.training and attention.dropout > 0)
+        or drops_out(skipped[0])
     )
-
-
-def _transformer(vision: Any) -> Any:
-    """What of a CLIPVisionModel has the layers: the model itself since transformers 5."""
-    return getattr(vision, "vision_model", vision)

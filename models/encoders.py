@@ -1,7 +1,9 @@
-"""Image encoders of transformers, all layers scored: CLIP, SigLIP, SigLIP2, ViT, DeiT, DINOv2.
+"""Image encoders of transformers, all layers scored: CLIP, SigLIP, SigLIP2, ViT, DeiT, DINOv2,
+InternViT.
 
 Their attention modules differ between versions and models in names alone: queries and keys are
-made by two linear layers, ``q_proj`` and ``k_proj`` or ``query`` and ``key``.
+made by two linear layers, ``q_proj`` and ``k_proj`` or ``query`` and ``key``; some InternViTs
+normalise them.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ _EXTRA = {
     "deit": 2,
     "dinov2": 1,
     "dinov2_with_registers": 1,
+    "internvl_vision": 1,
 }
 
 
@@ -58,7 +61,7 @@ def run(model: Any, pixel_values: Tensor, **inputs: Any) -> tuple[Tensor, Tensor
         scores = recording.found()
     if not hasattr(output, "last_hidden_state"):
         raise HiPruneError(
-            f"vision_model: {type(model).__qualname__} returns no last_hidden_state; accepted is "
+            f"vision_model: {type(model).__qualname__} returns no last_hidden_state; expected "
             "the encoder itself, as its Model class makes it"
         )
     device = scores[1].device  # the layers may lie on several
@@ -76,7 +79,7 @@ def _attentions(model: Any) -> list[nn.Module]:
     if len(found) != model.config.num_hidden_layers:
         raise HiPruneError(
             f"vision_model: {type(model).__qualname__} has {len(found)} attention modules with "
-            f"query and key projections; accepted is one a layer, {model.config.num_hidden_layers}"
+            f"query and key projections; expected one a layer, {model.config.num_hidden_layers}"
         )
     return found
 
@@ -92,6 +95,8 @@ def _scored(attention: Any, mask: Tensor | None) -> ScoredLayer:
     scale = getattr(attention, "scale", None) or getattr(attention, "scaling", None)
 
     def score(_: Any, query: Tensor, key: Tensor, **kwargs: Any) -> Tensor:
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
         query, key = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
         if mask is None:
             return received_attention(query, key, scale)  # (B, H, E+N, D) x 2 -> (B, E+N)

@@ -15,6 +15,7 @@ What cannot be right on this way is refused by name.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,7 +40,27 @@ _REFUSED = {
     "prefill_chunk_size": "none (the pruned prompt runs at once)",
     "token_healing": "none (it changes ids that are embedded already)",
 }
+# Name of the argument that takes what is beside the embeddings through the model's own methods.
+BESIDE = "hiprune_beside"
 _TOWER_OUTPUTS = ("output_attentions", "output_hidden_states")
+
+
+class Beside(ABC):
+    """What a pruned prompt has beside its embeddings, for a part of ours within the model."""
+
+    taken = False
+
+    @abstractmethod
+    def copies(self, count: int) -> Beside:
+        """The same for each prompt so many times, as beams and several answers need it."""
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """What the part adds to the arguments that it was called with."""
+
+    def take(self) -> dict[str, Any]:
+        self.taken = True
+        return self.arguments()
 
 
 @dataclass
@@ -68,7 +89,16 @@ class _Generation:
     ids: Tensor | None = None
     mask: Tensor | None = None
     short: ShortPrompt | None = None
+    beside: Beside | None = None
     cache: Any = None
+
+    def beside_of(self, arguments: dict[str, Any]) -> Beside | None:
+        """Of a step: it belongs to the first one, which alone has embeddings."""
+        embeds = arguments.get("inputs_embeds")
+        if self.beside is None or embeds is None:
+            return None
+        copies = len(embeds) // len(self.ids)
+        return self.beside.copies(copies)
 
 
 _GENERATION: ContextVar[_Generation | None] = ContextVar("hiprune_generation", default=None)
@@ -84,7 +114,8 @@ class LanguageModel(Part):
             cache = _cache(kwargs)
             own = cache is generation.cache or getattr(cache, _MARK, None) is None
             if own and not adapter.has_pixels(kwargs):
-                return original(**kwargs)  # a step of generate, which has everything right already
+                # A step of generate, which has everything right already.
+                return _run(original, kwargs, generation.beside_of(kwargs))
 
         arguments = by_name(model, "forward", args, kwargs)
         cache = _cache(arguments)
@@ -111,7 +142,7 @@ class LanguageModel(Part):
         return_dict = arguments.get("return_dict")
         if return_dict is None:
             return_dict = getattr(model.config, "return_dict", True)
-        output = original(**{**arguments, "return_dict": True})
+        output = _run(original, {**arguments, "return_dict": True}, shrunk.beside)
         _complete(output, shrunk)
         return output if return_dict else output.to_tuple()
 
@@ -164,7 +195,7 @@ class LanguageModel(Part):
         if arguments["attention_mask"] is None:
             arguments["attention_mask"] = shrunk.short.prompt.real.long()
         arguments["input_ids"] = ids
-        with _running(_Generation(handle, ids, mask, shrunk.short)):
+        with _running(_Generation(handle, ids, mask, shrunk.short, shrunk.beside)):
             return original(**arguments)
 
     # What generate asks of itself, counted on the ids of the unpruned prompt as without HiPrune.
@@ -209,6 +240,20 @@ class LanguageModel(Part):
                 mask = mask.repeat_interleave(copies, dim=0)
             kwargs["model_kwargs"] = {**given, "attention_mask": mask}
         return original(*args, **kwargs)
+
+
+def _run(original: Callable, arguments: dict[str, Any], beside: Beside | None) -> Any:
+    """The model's own forward of a pruned prompt, and that a part of ours took what is beside."""
+    if beside is None:
+        return original(**arguments)
+    output = original(**arguments, **{BESIDE: beside})
+    if not beside.taken:
+        raise HiPruneError(
+            "model: its language model ran without the visual features that go beside the "
+            "embeddings; expected the module that HiPrune was applied to (one that was compiled, "
+            "or replaced, before or since is not seen)"
+        )
+    return output
 
 
 def _pruned_generation(model: Any) -> _Generation | None:
@@ -285,7 +330,10 @@ def _complete(output: Any, shrunk: Any) -> None:
         if f"{kind}_outputs" in names:
             setattr(output, f"{kind}_outputs", encoded.output)
         elif f"{kind}_hidden_states" in names:  # before transformers 5.23
-            setattr(output, f"{kind}_hidden_states", torch.cat(encoded.features))
+            found = getattr(encoded.output, "pooler_output", None)
+            if not isinstance(found, Tensor):
+                found = torch.cat(encoded.features)
+            setattr(output, f"{kind}_hidden_states", found)
 
 
 def _cache(found: Any) -> Any:

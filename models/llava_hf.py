@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from hiprune.models.base import Encoded, Kind, Transformers, register
 from hiprune.models.clip import ClipTower
+from hiprune.models.clip_run import run_tower, selects_states
 from hiprune.models.clip_text import ClipText
 from hiprune.models.prompt import ImageSpan
 from hiprune.models.views import FAMILIES, max_views, tower_size
@@ -39,11 +40,11 @@ class LlavaHf(Transformers):
         return "llava_next" if _pinpoints(model) is not None else "llava"
 
     def size(self, model: Any) -> dict[str, int]:
-        return tower_size(_clip(model.model), _max_views(model))
+        return tower_size(clip_of(model), _max_views(model))
 
     def tower(self, model: Any, config: HiPruneConfig) -> ClipTower:
         layer = model.config.vision_feature_layer
-        return ClipTower(_clip(model.model), layer, config, _max_views(model))
+        return ClipTower(clip_of(model), layer, config, _max_views(model))
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
         handle.tower.patch(handle, model.model.vision_tower)
@@ -88,37 +89,20 @@ def _encode(
     wanted: dict,
 ) -> Encoded:
     """The tower, the choice of tokens, the projector on the kept."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-    from transformers.utils import output_capturing
-
-    if pixels.ndim == 5:  # images with fewer views than the most are filled up with zeros
-        each = zip(pixels, views, strict=True)
-        pixels = torch.cat([image[:count] for image, count in each])
-    vision = model.model.vision_tower
-    weight = vision.embeddings.patch_embedding.weight
-    if weight.device.type != "meta":  # where weights are offloaded, accelerate moves the input
-        pixels = pixels.to(weight.device)
-    # Since transformers 5.23 LLaVA hands on what it is asked for, LLaVA-NeXT does not, and both ask
-    # for the hidden state of this index alone.
-    newer = hasattr(output_capturing, "select_hidden_states")
-    wanted = wanted if newer and _pinpoints(model) is None else {}
-    hidden = None
-    with tower.passing([vision], pixels, views, columns, any(wanted.values())) as run:
-        if run.short:
-            output, features = BaseModelOutputWithPooling(), vision(pixels)[0]
-        else:
-            states = wanted.get("output_hidden_states")
-            states = states or (model.config.vision_feature_layer if newer else True)
-            output = vision(pixels, return_dict=True, **{**wanted, "output_hidden_states": states})
-            hidden = output.hidden_states[tower.output_layer]
-            features = hidden[:, 1:]
-    features = run.projected(features, model.model.multi_modal_projector, hidden)  # (N', C) of each
-    places = [_places(*each) for each in zip(run.selections, spans, strict=True)]
+    # Since transformers 5.23 LLaVA hands on what it is asked for, LLaVA-NeXT does not.
+    wanted = wanted if selects_states() and _pinpoints(model) is None else {}
+    output, states, run = run_tower(
+        tower, model.model.vision_tower, views_of(pixels, views), views, columns, wanted,
+        model.config.vision_feature_layer,
+    )  # fmt: skip
+    hidden, tokens = (None, states) if run.short else (states, states[:, 1:])
+    features = run.projected(tokens, model.model.multi_modal_projector, hidden)  # (N', C) of each
+    places = [places_of(*each) for each in zip(run.selections, spans, strict=True)]
     output.pooler_output = features
     return Encoded(features, run.selections, places, output)
 
 
-def _places(selection: TokenSelection, span: ImageSpan) -> Tensor:
+def places_of(selection: TokenSelection, span: ImageSpan) -> Tensor:
     """(N',) the placeholder that each token of an image stands for; labels come from there."""
     if len(selection.indices) == 1 and selection.merged is None:
         return selection.indices[0]
@@ -145,27 +129,48 @@ def _count(
         return [1] * len(pixels), [tokens] * len(pixels), [None] * len(pixels)
     if sizes is None:
         raise HiPruneError("image_sizes=None: expected (height, width) of every image")
+    grids = grids_of(model, sizes)
+    views = [1 + rows * columns for rows, columns in grids]
+    check_views(pixels, views)
+    strategy = {"vision_feature_select_strategy": "default"}
+    placeholders = placeholders_of(model, tokens, views, sizes, **strategy)
+    return views, placeholders, [columns for _, columns in grids]
+
+
+def grids_of(model: Any, sizes: Any) -> list[tuple[int, int]]:
+    """Rows and columns of views that images of these (height, width) are cut into."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
     side = model.model.vision_tower.config.image_size
-    grids = [get_anyres_image_grid_shape(size, pinpoints, side) for size in sizes]
-    views = [1 + rows * columns for rows, columns in grids]
+    return [get_anyres_image_grid_shape(size, _pinpoints(model), side) for size in sizes]
+
+
+def check_views(pixels: Tensor, views: Sequence[int]) -> None:
+    """(images, most V, 3, H, W) or (sum of V, 3, H, W): are they images of so many views?"""
     stacked = pixels.ndim == 5 and pixels.shape[1] >= max(views, default=0)
     if len(pixels) != (len(views) if stacked else sum(views)):
         raise HiPruneError(
             f"pixel_values: shape {tuple(pixels.shape)}; expected images of {views} views, as "
             f"image_sizes tell ({len(views)} images)"
         )
-    return views, _placeholders(model, tokens, views, sizes), [columns for _, columns in grids]
 
 
-def _placeholders(model: Any, tokens: int, views: Sequence[int], sizes: Any) -> list[int]:
+def views_of(pixels: Tensor, views: Sequence[int]) -> Tensor:
+    """The same -> (sum of V, 3, H, W): images with fewer views are filled up with zeros."""
+    if pixels.ndim == 4:
+        return pixels
+    return torch.cat([image[:count] for image, count in zip(pixels, views, strict=True)])
+
+
+def placeholders_of(
+    model: Any, tokens: int, views: Sequence[int], sizes: Any, **settings: Any
+) -> list[int]:
     """How many tokens the unpatched model makes of each image, un-padded and with newlines."""
     packed, _ = model.model.pack_image_features(
         [torch.empty(count, tokens, 1, device="meta") for count in views],
         sizes,
-        vision_feature_select_strategy="default",
         image_newline=torch.empty(1, device="meta"),
+        **settings,
     )
     return [len(image) for image in packed]
 
@@ -180,9 +185,9 @@ def _max_views(model: Any) -> int:
     return 1 if pinpoints is None else max_views(pinpoints, side)
 
 
-def _clip(inner: Any) -> Any:
-    """The CLIP tower of a model, after a look at how its features are taken."""
-    config, tower = inner.config, inner.vision_tower
+def clip_of(model: Any, name: str = "vision_tower") -> Any:
+    """A CLIP tower of a model, after a look at how its features are taken."""
+    config, tower = model.config, getattr(model.model, name)
     if not hasattr(tower, "pre_layrnorm"):
         raise HiPruneError(
             f"model: its vision tower is a {type(tower).__name__}; expected a CLIPVisionModel"

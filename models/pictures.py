@@ -1,5 +1,5 @@
-"""One picture for transformers' LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL: its pixels, and where on it
-the tokens lie that the vision tower makes.
+"""One picture for a model of transformers: its pixels, and where on it the tokens lie that the
+vision tower makes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hiprune.models.base import adapter_of
+from hiprune.models.internvl import tokens_of
+from hiprune.models.tokens import Tokens
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
@@ -18,6 +20,7 @@ from hiprune.figures.token_grids import (
     cropped_box,
     padded_box,
     single_grid,
+    tiled_grids,
     whole_box,
 )
 from hiprune.images import pad_to_square
@@ -32,12 +35,14 @@ class Picture:
 
     Attributes:
         pixels, sizes: arguments of :meth:`hiprune.PruneHandle.encode_images`.
-        grids: of the image's tokens; LLaVA-NeXT has two (base view, grid of views).
+        grids: of the image's tokens; LLaVA-NeXT has two (base view, grid of views), and so has
+            InternVL (tiles, thumbnail).
         tower: the vision tower, an argument of :func:`hiprune.received_attention_maps`, as
             ``views`` is.
         tower_inputs: its other arguments.
         layers: of the tower.
         output_layer: the layer, counted from 1, that the features come from.
+        tokens: what tokens are made of the tower's patches; None: the maps are of tokens already.
     """
 
     pixels: Tensor
@@ -47,11 +52,16 @@ class Picture:
     tower_inputs: dict[str, Tensor]
     layers: int
     output_layer: int
+    tokens: Tokens | None = None
 
     @property
     def views(self) -> Tensor:
-        """What the tower takes: (V, 3, S, S), V > 1 for LLaVA-NeXT; of Qwen2.5-VL its patches."""
+        """What the tower takes: (V, 3, S, S), V > 1 for LLaVA-NeXT; of Qwen's its patches."""
         return self.pixels[0] if self.pixels.ndim == 5 else self.pixels
+
+    def token_maps(self, maps: Tensor) -> Tensor:
+        """(layers, V, patches), as received_attention_maps gives them -> (layers, V, N)."""
+        return maps if self.tokens is None else self.tokens.scores(maps)
 
 
 def picture(model: Any, image_processor: Any, image: Image, *, pad: bool = True) -> Picture:
@@ -61,8 +71,7 @@ def picture(model: Any, image_processor: Any, image: Image, *, pad: bool = True)
     pixels, that a processor has if it was loaded with them as ``min_pixels`` and ``max_pixels``.
 
     Args:
-        model: a LlavaForConditionalGeneration, LlavaNextForConditionalGeneration or
-            Qwen2_5_VLForConditionalGeneration of transformers.
+        model: of transformers, of any family that is registered.
         image_processor: the model's.
         image: in any mode.
         pad: of LLaVA-1.5: pad to a square, as the original does (and the paper's numbers need);
@@ -74,9 +83,13 @@ def picture(model: Any, image_processor: Any, image: Image, *, pad: bool = True)
     image = image.convert("RGB")
     if hasattr(model.model, "visual"):
         return _qwen(model, image_processor, image)
-    if adapter_of(model).family(model) == "llava_next":
+    family = adapter_of(model).family(model)
+    if family in ("llava_next", "llava_onevision"):
         return _llava_next(model, image_processor, image)
-    return _llava(model, image_processor, image, pad)
+    if family == "internvl":
+        return _internvl(model, image_processor, image)
+    # Video-LLaVA was trained on the crop.
+    return _llava(model, image_processor, image, pad and family != "video_llava")
 
 
 def _llava(model: Any, processor: Any, image: Image, pad: bool) -> Picture:
@@ -85,7 +98,8 @@ def _llava(model: Any, processor: Any, image: Image, pad: bool) -> Picture:
     left, top, right, bottom = _box_in_seen(processor, seen.size)
     margin_left, margin_top = padded_box(image.size)[:2] if pad else (0, 0)
     box = (left + margin_left, top + margin_top, right + margin_left, bottom + margin_top)
-    pixels = processor(images=seen, return_tensors="pt")["pixel_values"]  # (1, 3, S, S)
+    inputs = processor(images=seen, return_tensors="pt")
+    pixels = inputs.get("pixel_values", inputs.get("pixel_values_images"))  # (1, 3, S, S)
     tower, columns = _tower(model)
     name = "padded to a square" if pad else "centre crop"
     grid = single_grid(
@@ -101,7 +115,7 @@ def _box_in_seen(processor: Any, size: tuple[int, int]) -> Box:
         return cropped_box(size, resize["shortest_edge"], (crop["width"], crop["height"]))
     raise HiPruneError(
         f"image processor: do_resize={processor.do_resize}, do_center_crop="
-        f"{processor.do_center_crop}, size={dict(resize)}; accepted is one that resizes the "
+        f"{processor.do_center_crop}, size={dict(resize)}; expected one that resizes the "
         "shortest edge and crops the centre"
     )
 
@@ -120,6 +134,25 @@ def _llava_next(model: Any, processor: Any, image: Image) -> Picture:
     return Picture(pixels, inputs["image_sizes"], grids, tower, {}, *_layers(model))
 
 
+def _internvl(model: Any, processor: Any, image: Image) -> Picture:
+    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+    # As InternVL's processor calls it.
+    inputs = processor(images=image, crop_to_patches=True, return_tensors="pt")
+    pixels, side = inputs["pixel_values"], processor.size["height"]  # (tiles, 3, S, S)
+    limits = processor.min_patches, processor.max_patches
+    columns, rows = get_optimal_tiled_canvas(image.size[::-1], (side, side), *limits)
+    tower = model.model.vision_tower
+    tokens = tokens_of(model)
+    grids = tiled_grids(image.size, (rows, columns), tokens.columns)
+    if grids[0].total != len(pixels) * tokens.count:
+        raise HiPruneError(
+            f"image processor: {len(pixels)} tiles of an image; expected {rows} x {columns}, and a "
+            "thumbnail after more than one"
+        )
+    return Picture(pixels, None, grids, tower, {}, *_layers(model), tokens)
+
+
 def _qwen(model: Any, processor: Any, image: Image) -> Picture:
     inputs = processor(images=image, return_tensors="pt")
     tower, grid_thw = model.model.visual, inputs["image_grid_thw"]
@@ -131,12 +164,13 @@ def _qwen(model: Any, processor: Any, image: Image) -> Picture:
 
 
 def _tower(model: Any) -> tuple[Any, int]:
-    """The CLIP tower of a LLaVA, and c."""
-    tower = model.model.vision_tower
+    """The tower of a LLaVA, and c."""
+    inner = model.model
+    tower = inner.vision_tower if hasattr(inner, "vision_tower") else inner.image_tower
     return tower, tower.config.image_size // tower.config.patch_size
 
 
 def _layers(model: Any) -> tuple[int, int]:
     """Of a LLaVA's tower, and the output layer; ``vision_feature_layer`` -1 is the last layer."""
-    layers = model.model.vision_tower.config.num_hidden_layers
+    layers = model.config.vision_config.num_hidden_layers
     return layers, model.config.vision_feature_layer % (layers + 1)

@@ -14,6 +14,6 @@ def require_transformers() -> None:
     found = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     if not FIRST <= found < (NEXT_MAJOR, 0):
         raise HiPruneError(
-            f"transformers {transformers.__version__}: accepted is {FIRST[0]}.{FIRST[1]} to "
+            f"transformers {transformers.__version__}: expected {FIRST[0]}.{FIRST[1]} to "
             f"{NEXT_MAJOR - 1}.x for transformers' own models (setup_qwen.sh installs one)"
         )

@@ -1,4 +1,4 @@
-"""LLaVA's families, and LLaVA-NeXT's views of one image: a base view, then a grid of them."""
+"""LLaVA's families, and an image's views: of LLaVA-NeXT a base view, then a grid of them."""
 
 from __future__ import annotations
 
@@ -61,3 +61,14 @@ def in_order(tokens: Tensor, selection: TokenSelection, side: int, columns: int 
 def max_views(pinpoints: Sequence[Sequence[int]], image_size: int) -> int:
     """The most views under anyres: the largest grid of [width, height], plus the base view."""
     return 1 + max((width // image_size) * (height // image_size) for width, height in pinpoints)
+
+
+def flat_indices(selections: Sequence[TokenSelection]) -> Tensor:
+    """(sum of N',) places of the kept tokens among those of all images, row after row."""
+    found, start = [], 0
+    for selection in selections:
+        rows, tokens = selection.keep.shape  # views or frames
+        first = start + tokens * torch.arange(rows, device=selection.indices.device)
+        found.append((selection.indices + first.unsqueeze(1)).flatten())
+        start += rows * tokens
+    return torch.cat(found)

@@ -14,15 +14,19 @@ from hiprune import HiPruneConfig
 from hiprune.config import FAMILIES
 from scripts.bench.methods import SEEDS
 from scripts.benchmarks import BENCHMARKS, Benchmark
-from scripts.tables.ablations import all_fields, sweeps
-from scripts.tables.curves import NAMES, Curve
-from scripts.tables.curves import draw as draw_curves
-from scripts.tables.curves import render as render_curves
+from scripts.tables.ablations import all_fields, scores_of, sweeps, table_of
 from scripts.tables.paper import UNPRUNED, short_name, tables_of
 from scripts.tables.results import KEPT
 from scripts.tables.runs import Table, read_tables
-from scripts.tables.sweeps import draw_sweeps, scores_of, table_of
-from scripts.tables.sweeps import render as render_ablation
+from scripts.tables.summaries import (
+    NAMES,
+    Curve,
+    curve_of,
+    draw_methods,
+    draw_sweeps,
+    render_ablations,
+    render_methods,
+)
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,17 @@ class Finished:
     def curves(self) -> list[Curve]:
         """A method each, those that have run."""
         seeds = {t.variant.get("seed", 0) for t in self.tables if t.variant.get("method")}
-        found = []
+        ran: dict[str, list[Table]] = {}
         for method in NAMES:
             configs = [self.config(method=method)]
             if method == "random":
                 configs = [replace(configs[0], seed=seed) for seed in sorted(seeds)]
             tables = [t for t in (table_of(self.tables, config) for config in configs) if t]
-            budgets = sorted({b for t in tables for b in t.rows if b != UNPRUNED}, reverse=True)
-            if budgets:
-                rows = {b: [t.rows[b] for t in tables if b in t.rows] for b in budgets}
-                tokens = {b: next(t.tokens(b) for t in tables if b in t.rows) for b in budgets}
-                found.append(Curve(method, rows, tokens))
-        return _same_budgets(found)
+            if any(budget != UNPRUNED for table in tables for budget in table.rows):
+                ran[method] = tables
+        budgets = {b for tables in ran.values() for t in tables for b in t.rows if b != UNPRUNED}
+        budgets = sorted(budgets, reverse=True)
+        return [curve_of(method, tables, budgets) for method, tables in ran.items()]
 
     def curves_lack(self) -> list[str]:
         """What scripts/methods.sh would still run, a method each."""
@@ -129,8 +132,8 @@ def show_curves(group: Finished) -> bool:
         return False
     title = f"{group.title}: score over kept tokens"
     lack = group.curves_lack()
-    _show(lambda file: draw_curves(title, base, curves, group.tiny, file), title, group, lack)
-    display(Markdown(render_curves(group.title, base, curves, group.tiny)))
+    _show(lambda file: draw_methods(title, base, curves, group.tiny, file), title, group, lack)
+    display(Markdown(render_methods(group.title, base, curves, group.tiny)))
     return True
 
 
@@ -151,7 +154,7 @@ def show_sweeps(group: Finished) -> bool:
         if scores(group.config(**fields)) is None:
             lack += [f"{name} {value}" for name, value in fields.items()] or ["the default"]
     _show(draw, title, group, lack)
-    text = render_ablation(family, group.checkpoint, budget, group.config, scores)
+    text = render_ablations(family, group.checkpoint, budget, group.config, scores)
     display(Markdown(text))
     return True
 
@@ -177,16 +180,3 @@ def _finished(checkpoint: str, limit: float | None, tables: list[Table]) -> Fini
         if name == released or any(m.family == benchmark.family for m in models):
             return Finished(checkpoint, limit, tables, benchmark, tiny=False)
     return None
-
-
-def _same_budgets(curves: list[Curve]) -> list[Curve]:
-    """Every curve with the budgets of all, as the table needs them."""
-    budgets = sorted({budget for curve in curves for budget in curve.rows}, reverse=True)
-    return [
-        replace(
-            curve,
-            rows={b: curve.rows.get(b, []) for b in budgets},
-            tokens={b: curve.tokens.get(b) for b in budgets},
-        )
-        for curve in curves
-    ]

@@ -6,12 +6,13 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import paths  # noqa: F401, which finds table_markdown
+import paths  # noqa: F401, which finds scripts
 from IPython.display import Image as Shown
 from IPython.display import Markdown, display
 from PIL import Image
 
-from scripts.tables.render import align
+from hiprune.figures import colours
+from scripts.tables.render import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 DPI = 80
 LARGEST_PNG = 100_000  # bytes
-# Okabe and Ito's, and a marker each, so that no line hangs on its colour alone.
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
-SKY = "#56B4E9"
+BLUE, ORANGE, GREEN = colours.BLUE, colours.VERMILION, colours.GREEN
+PINK, SKY, GREY = colours.PINK, colours.SKY, colours.GREY
+# A marker each, so that no line hangs on its colour alone.
 STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"))
 
 
@@ -37,8 +38,7 @@ def show(figure: Figure, caption: str) -> None:
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; numbers as they are written."""
-    lines = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
-    display(Markdown("\n".join(align(lines))))
+    display(Markdown(markdown(header, [[str(cell) for cell in row] for row in rows])))
 
 
 def panels(rows: int, columns: int, width: float = 4.2, height: float = 3.2, **more):

@@ -5,21 +5,24 @@ All are cut to their central square, so that every encoder sees the whole of wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from paths import shown, variable
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from hiprune import HiPruneError
+from hiprune.images import open_image
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from hiprune.figures.token_grids import TokenGrid
 
 # Package -> its photos of things, in the order in which they are taken.
@@ -28,6 +31,8 @@ PHOTOS = {
     "sklearn/datasets/images": ("china.jpg", "flower.jpg"),
 }
 MORE_PHOTOS = {"skimage/data": ("motorcycle_left.png", "camera.png", "coins.png")}
+# Of COCO val2017, in a folder of the user's.
+ANNOTATIONS, IMAGES = Path("annotations") / "instances_val2017.json", "val2017"
 SEED = 7  # of the scenes; training and the tiny task have other ones
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -37,7 +42,7 @@ class Sample:
     """A square image, and which of its pixels belong to objects, where that is known."""
 
     name: str
-    image: Image
+    image: Image.Image
     mask: Tensor | None = None  # (S, S) bool
 
 
@@ -86,8 +91,6 @@ def find_samples(
         return _pictures(_in_folder(Path(folder))[:count], "of yours")
     coco = coco or variable("COCO")
     if coco:
-        from coco import read_coco
-
         found = list(read_coco(Path(coco), count))
         return Samples(f"{_number(len(found), 'image')} of COCO val2017", found)
     if masks or family:
@@ -97,8 +100,6 @@ def find_samples(
 
 def scenes(family: str, count: int) -> Samples:
     """Generated ones, with the masks of all their things together."""
-    from PIL import Image
-
     from scripts.tiny.scenes import DRAWINGS, make_scene
 
     drawing = DRAWINGS[family]
@@ -111,7 +112,36 @@ def scenes(family: str, count: int) -> Samples:
     return Samples(source, found)
 
 
-def central_square(image: Image, mask: Tensor | None = None) -> tuple[Image, Tensor | None]:
+def read_coco(folder: Path, count: int) -> Iterator[Sample]:
+    """The first images, by their number, that show an object in their central square.
+
+    Raises:
+        HiPruneError: a folder without them.
+    """
+    file = folder / ANNOTATIONS
+    if not file.is_file() or not (folder / IMAGES).is_dir():
+        raise HiPruneError(
+            f"COCO={folder}: expected a folder with {IMAGES}/ and {ANNOTATIONS} in it, out of "
+            "val2017.zip and annotations_trainval2017.zip of cocodataset.org"
+        )
+    listed = json.loads(file.read_text())
+    objects = defaultdict(list)
+    for annotation in listed["annotations"]:
+        objects[annotation["image_id"]].append(annotation["segmentation"])
+    for entry in sorted(listed["images"], key=lambda entry: entry["id"]):
+        if count < 1:
+            return
+        mask = _mask(objects[entry["id"]], entry["height"], entry["width"])
+        image = open_image(folder / IMAGES / entry["file_name"])
+        image, mask = central_square(image, mask)
+        if bool(mask.any()):
+            count -= 1
+            yield Sample(entry["file_name"], image, mask)
+
+
+def central_square(
+    image: Image.Image, mask: Tensor | None = None
+) -> tuple[Image.Image, Tensor | None]:
     """What is left of an image and of its (H, W) mask."""
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
@@ -127,8 +157,6 @@ def coverage_of(sample: Sample, grid: TokenGrid) -> Tensor:
 
 
 def _pictures(paths: Sequence[Path], whose: str, what: str = "picture") -> Samples:
-    from hiprune.images import open_image
-
     found = [Sample(path.stem, central_square(open_image(path))[0]) for path in paths]
     return Samples(f"{_number(len(found), what)} {whose}", found)
 
@@ -159,3 +187,19 @@ def _photos() -> list[Path]:
     if not found:
         raise HiPruneError("no photos: scikit-image and scikit-learn are not installed")
     return found
+
+
+def _mask(segmentations: list, height: int, width: int) -> torch.Tensor:
+    """(H, W) bool, the pixels of any object: polygons, or of crowds run lengths down columns."""
+    canvas = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    runs = np.zeros((height, width), bool)
+    for segmentation in segmentations:
+        if isinstance(segmentation, list):
+            for polygon in segmentation:
+                draw.polygon(polygon, fill=1)
+        else:
+            lengths = segmentation["counts"]
+            inside = np.arange(len(lengths)) % 2 == 1
+            runs |= np.repeat(inside, lengths).reshape(width, height).T
+    return torch.from_numpy(np.array(canvas, bool) | runs)

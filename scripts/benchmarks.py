@@ -71,6 +71,7 @@ class Benchmark:
         dtype: on a GPU, of the released weights and of lmms-eval's stock model.
         model_args: for that model, all that decides an answer; said though they are its defaults,
             since they are part of what a run is.
+        object_layer: l, of a checkpoint of another depth than the family's; None: the family's.
     """
 
     family: str
@@ -82,6 +83,12 @@ class Benchmark:
     retention_variable: str = "HIPRUNE_RETENTION"
     dtype: str = "float16"
     model_args: dict[str, object] = field(default_factory=dict)
+    object_layer: int | None = None
+
+    @property
+    def task_folder(self) -> Path:
+        """Of the task of --tiny, for lmms-eval's ``--include_path``."""
+        return TINY / "tasks" / self.family
 
 
 LLAVA_ARGS = {"attn_implementation": "sdpa", "conv_template": "vicuna_v1"}

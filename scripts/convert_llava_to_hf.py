@@ -1,8 +1,9 @@
-"""python scripts/convert_llava_to_hf.py ...: the same as python -m scripts.convert.to_hf."""
+"""python scripts/convert_llava_to_hf.py ...: the same as python -m scripts.convert to_hf ..."""
 
 import runpy
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, in place of this folder
-runpy.run_module("scripts.convert.to_hf", run_name="__main__")
+sys.argv.insert(1, "to_hf")
+runpy.run_module("scripts.convert", run_name="__main__")

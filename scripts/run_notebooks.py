@@ -16,6 +16,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from traitlets.config import Config
 
 from hiprune import HiPruneError
+from scripts.numbers import integer
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -32,7 +33,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         files = [find(name) for name in args.names] or sorted(FOLDER.glob("*.ipynb"))
-        timeout, output = read_timeout(os.environ.get("TIMEOUT", "600")), read_output()
+        timeout = integer(os.environ.get("TIMEOUT", "600"), 1, name="TIMEOUT")
+        output = read_output()
     except HiPruneError as error:
         print(f"run_notebooks.sh: {error}", file=sys.stderr)
         return 2
@@ -67,12 +69,6 @@ def find(name: str) -> Path:
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.ipynb")))
         raise HiPruneError(f"no notebook '{name}'; expected {known}, or a file *.ipynb")
     return file.resolve()
-
-
-def read_timeout(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise HiPruneError(f"TIMEOUT='{text}': expected an integer of at least 1")
-    return int(text)
 
 
 def read_output() -> Path | None:

@@ -45,4 +45,4 @@ for argument; do
 done
 ENVIRONMENT=qwen
 make_environment
-exec "$VENV/bin/python" -W ignore "$ROOT/scripts/run_notebooks.py" ${arguments[@]+"${arguments[@]}"}
+exec "$VENV/bin/python" -W ignore "$ROOT/scripts" run_notebooks ${arguments[@]+"${arguments[@]}"}

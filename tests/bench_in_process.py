@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.bench import process as bench_run
-from scripts.bench import run as bench_program
+from scripts.bench import process as bench_process
+from scripts.bench import run as bench_run
 from scripts.bench.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,8 +40,8 @@ def bench_here(script: str, *arguments: str, **variables: str) -> tuple[int, str
             patch.setenv(name, value)
         patch.setattr(sys, "argv", handed_over(script, *arguments))
         patch.setattr(torch.cuda, "is_available", lambda: False)  # as where there is no GPU
-        patch.setattr(bench_program, "end_on_signals", lambda: None)
-        patch.setattr(bench_run, "_stream", evaluate)
+        patch.setattr(bench_run, "end_on_signals", lambda: None)
+        patch.setattr(bench_process, "_stream", evaluate)
         with redirect_stdout(output), redirect_stderr(output):
             status = main()
     return status, output.getvalue()
@@ -62,6 +62,14 @@ def handed_over(script: str, *arguments: str) -> list[str]:
     return words[words.index("bench") :]
 
 
+def _few_tasks(manager: type, verbosity: str, include_path: str | None, **more: object) -> object:
+    """lmms-eval's index of POPE and what is included: its thousands take most of its time."""
+    from lmms_eval import tasks
+
+    paths = [str(Path(tasks.__file__).parent / "pope"), *filter(None, [include_path])]
+    return manager(verbosity, include_path=paths, include_defaults=False, **more)
+
+
 def evaluate(command: list[str], environment: dict[str, str], log: Path) -> int:
     """In place of the process of a run: what accelerate launches, under the run's variables."""
     import lmms_eval.__main__ as lmms_eval
@@ -72,9 +80,7 @@ def evaluate(command: list[str], environment: dict[str, str], log: Path) -> int:
         for name, value in {**environment, "ACCELERATE_USE_CPU": "true"}.items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", launched)
-        # To read lmms-eval's own thousands of tasks takes most of its time.
-        tasks = partial(lmms_eval.TaskManager, include_defaults=False)
-        patch.setattr(lmms_eval, "TaskManager", tasks)
+        patch.setattr(lmms_eval, "TaskManager", partial(_few_tasks, lmms_eval.TaskManager))
         # Our models wrap it until the results are written.
         original = EvaluationTracker.save_results_aggregated
         patch.setattr(EvaluationTracker, "save_results_aggregated", original)

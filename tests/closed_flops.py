@@ -7,7 +7,7 @@ all in multiply-adds.
 from __future__ import annotations
 
 from scripts.efficiency.architectures import Architecture, Text
-from scripts.efficiency.flops.work import Picture, Work
+from scripts.efficiency.flops.count import Picture, Work
 
 WINDOW = 4  # Qwen2.5-VL: 112 pixels are 4 merged tokens to a side
 

@@ -36,7 +36,7 @@ def questions():
 
 
 arguments = sys.argv[1:]
-if arguments[1:] == ["--cuda"] and "FAKE_NO_GPU" not in os.environ:
+if arguments[-1:] == ["--cuda"] and "FAKE_NO_GPU" not in os.environ:
     sys.exit(0)
 if "--answers-file" not in arguments:
     sys.exit(run(os.environ["FAKE_SERVER"], arguments))

@@ -38,10 +38,20 @@ class Family:
         tower, layers, projector: model -> the vision tower, its layers, what comes after it.
         attention: name of the attention in a layer.
         scored: names of the attention's layers that make queries and keys.
+        rest: names of other linear layers of the tower's.
+        graded: (model, arguments of one prompt) -> logits (T', V) as of ``by_hand`` at a third,
+            that a backward pass goes through; None where no test asks.
+        clip: is it a LLaVA's CLIP tower?
         looked: (model, arguments) -> by hand, of each image (its views, its columns c, all that a
-            method can need but the text, (V, ...) each).
+            method can need but the text, (V, ...) each); None: only methods that need attention
+            alone run on it.
         plain: (model, arguments) -> those that keep everything without HiPrune; as they are, but
             for LLaVA-NeXT, whose kept tokens come without newlines (the paper's merge type).
+        output: the tower's output layer, an index into its layers.
+        mrope: do kept tokens keep the positions of the unpruned prompt?
+        depth: the default l and the layers that it is of.
+        variable: of the environment, with the budget.
+        newlines: has the unpatched model's prompt tokens that are no views' (newlines)?
         blanks: are prompts without an image among others given a blank one?
     """
 
@@ -58,10 +68,18 @@ class Family:
     tower: Callable[[Any], Any]
     layers: Callable[[Any], Any]
     projector: Callable[[Any], Any]
-    looked: Callable[[Any, dict], list[tuple[int, int, dict[str, Tensor]]]]
     attention: str = "self_attn"
     scored: tuple[str, ...] = ("q_proj", "k_proj")
+    rest: tuple[str, ...] = ("v_proj", "out_proj", "fc1")
+    graded: Callable[[Any, dict], Tensor] | None = None
+    looked: Callable[[Any, dict], list[tuple[int, int, dict[str, Tensor]]]] | None = None
+    clip: bool = True
     plain: Callable[[Any, dict], tuple[Any, dict]] = lambda model, arguments: (model, arguments)
+    output: int = -2
+    mrope: bool = False
+    depth: tuple[int, int] = (9, 24)
+    variable: str = "HIPRUNE_RETENTION"
+    newlines: bool = False
     blanks: bool = False
 
     def model(self) -> Any:

@@ -1,13 +1,17 @@
 """A Python that forks itself for each program, with the slow imports done.
 
-Shell scripts under test start Python many times; to import torch and llava anew takes seconds each.
+Scripts and notebooks under test start Python many times; to import torch anew takes seconds each.
 
-    with serving() as place:
+    with serving("torch", "llava") as place:
         run(place, ["program.py", "argument"])  # the exit status; also ["-m", "module", "argument"]
+
+and, in a process of its own, `python forking_python.py PLACE program.py argument`. Who asked may be
+killed: the program ends with it.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -16,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +28,12 @@ from pathlib import Path
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """The socket of one that runs within the block."""
+def serving(*modules: str) -> Iterator[str]:
+    """The socket of one that runs within the block, and has imported these."""
     # A folder of its own for the short name that a socket must have.
     with tempfile.TemporaryDirectory() as folder:
         place = f"{folder}/socket"
-        command = [sys.executable, "-W", "ignore", __file__, place]
+        command = [sys.executable, "-W", "ignore", __file__, "--serve", place, *modules]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
             try:
                 assert server.stdout.readline() == b"ready\n"
@@ -43,18 +48,13 @@ def run(place: str, arguments: list[str]) -> int:
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(place)
         socket.send_fds(server, [b"-"], [0, 1, 2])
-        server.sendall(json.dumps(request).encode())
-        server.shutdown(socket.SHUT_WR)
+        server.sendall(json.dumps(request).encode() + b"\n")
         return int(server.recv(10))
 
 
-def serve(place: str) -> None:
-    # What the programs of scripts/llava_eval/ import.
-    import llava.eval.m4c_evaluator  # noqa: F401
-    import pandas  # noqa: F401
-
-    import hiprune.launcher  # noqa: F401
-
+def serve(place: str, modules: list[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a child
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(place)
@@ -72,13 +72,15 @@ def _become(client: socket.socket) -> None:
     """The program, in this child of the server."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, streams, _, _ = socket.recv_fds(client, 1, 3)
-    request = json.loads(b"".join(iter(lambda: client.recv(1 << 16), b"")))
+    with client.makefile("rb") as file:
+        request = json.loads(file.readline())
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["variables"])
     sys.argv = request["arguments"]
+    threading.Thread(target=_end_with, args=(client,), daemon=True).start()
     status = 0
     try:
         if sys.argv[0] == "-m":
@@ -101,5 +103,13 @@ def _become(client: socket.socket) -> None:
     os._exit(0)
 
 
+def _end_with(client: socket.socket) -> None:
+    if not client.recv(1):
+        os._exit(1)  # who asked is gone
+
+
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2], sys.argv[3:])
+    else:
+        sys.exit(run(sys.argv[1], sys.argv[2:]))

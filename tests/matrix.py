@@ -69,6 +69,12 @@ def _llava_hf(name: str) -> Family:
         answer = made.decode_by_hand(model, prompt, steps, pick)
         return forward(model, prompt).logits[0], answer[0].tolist()
 
+    def graded(model, arguments):
+        model.set_attn_implementation({"vision_config": "eager"})
+        features = made.features_by_hand.__wrapped__(name, arguments, tokens // 3, model=model)
+        prompt = made.prompt_by_hand.__wrapped__(name, arguments, features, model=model)
+        return model(**prompt).logits[0]
+
     def looked(model, arguments):
         eager = copy.deepcopy(model).model
         eager.vision_tower.set_attn_implementation("eager")
@@ -99,9 +105,35 @@ def _llava_hf(name: str) -> Family:
         tower=lambda model: model.model.vision_tower,
         layers=lambda model: model.model.vision_tower.encoder.layers,
         projector=lambda model: model.model.multi_modal_projector,
+        graded=graded,
         looked=looked,
-        **({"plain": spatial} if views else {}),
+        **({"plain": spatial, "newlines": True} if views else {}),
     )
+
+
+def _cut_patches(arguments: dict, start: int, stop: int) -> dict:
+    """Of Qwen's arguments, whose images' patches lie one after the other."""
+    grids = arguments["image_grid_thw"]
+    ends = [0, *grids.prod(dim=1).cumsum(0).tolist()]
+    pixels = arguments["pixel_values"][ends[start] : ends[stop]]
+    return {"pixel_values": pixels, "image_grid_thw": grids[start:stop]}
+
+
+_QWEN_TOWER = {
+    "full": 1.0,
+    "third": 0.334,
+    "cut": _cut_patches,
+    "pixels": "pixel_values",
+    "tower": lambda model: model.model.visual,
+    "layers": lambda model: model.model.visual.blocks,
+    "projector": lambda model: model.model.visual.merger,
+    "attention": "attn",
+    "scored": ("qkv",),
+    "output": -1,
+    "mrope": True,
+    "clip": False,
+    "variable": "HIPRUNE_QWEN_RETENTION",
+}
 
 
 def _qwen2_5_vl() -> Family:
@@ -113,6 +145,12 @@ def _qwen2_5_vl() -> Family:
 
         ((embeds, positions, after),) = made.pruned_rows_by_hand(model, arguments, budget)
         return made.continue_by_hand(model, embeds, positions, after, steps, pick)
+
+    def graded(model, arguments):
+        (prompt,) = made.pruned_rows_by_hand.__wrapped__(
+            model, arguments, lambda tokens: max(1, round(0.334 * tokens))
+        )
+        return made.continue_by_hand.__wrapped__(model, *prompt, 1)[0]
 
     @torch.no_grad()
     def looked(model, arguments):
@@ -128,29 +166,110 @@ def _qwen2_5_vl() -> Family:
             start = stop
         return found
 
-    def cut(arguments, start, stop):
-        grids = arguments["image_grid_thw"]
-        ends = [0, *grids.prod(dim=1).cumsum(0).tolist()]
-        pixels = arguments["pixel_values"][ends[start] : ends[stop]]
-        return {"pixel_values": pixels, "image_grid_thw": grids[start:stop]}
-
     return Family(
         name="qwen2_5_vl",
         make=functools.cache(lambda: made.load.__wrapped__("sdpa")),
         prompts=lambda model, images, first: _as_models(made.inputs(list(images), first)),
-        full=1.0,
-        third=0.334,
+        object_layer=made.OBJECT_LAYER,
+        rest=("proj", "gate_proj"),
+        depth=(16, 32),
+        graded=graded,
+        looked=looked,
+        by_hand=by_hand,
+        placeholder=made.IMAGE,
+        **_QWEN_TOWER,
+    )
+
+
+def _qwen(name: str) -> Family:
+    """Qwen2-VL and Qwen3-VL, whose towers have no windows."""
+    import qwen3_models as made
+
+    def budget(retention):
+        return lambda tokens: max(1, round(retention * tokens))
+
+    def looked(model, arguments):
+        grids = arguments["image_grid_thw"].tolist()
+        found = []
+        for part, grid in zip(
+            arguments["pixel_values"].split([h * w for _, h, w in grids]), grids, strict=True
+        ):
+            (projected, *_), scores = made.look(model, part, grid)
+            layers = {"object_scores": made.OBJECT_LAYER, "output_scores": made.BLOCKS}
+            needs = {need: scores[number][None] for need, number in layers.items()}
+            found.append(
+                (1, grid[2] // made.MERGE, needs | {"projected": projected.detach()[None]})
+            )
+        return found
+
+    return Family(
+        name=name,
+        make=functools.cache(lambda: made.load.__wrapped__(name)),
+        prompts=lambda model, images, first: _as_models(made.inputs(name, list(images), first)),
+        object_layer=made.OBJECT_LAYER,
+        by_hand=lambda model, arguments, retention, *more, **settings: made.by_hand(
+            model, arguments, budget(retention), *more, **settings
+        ),
+        graded=lambda model, arguments: made.by_hand.__wrapped__(
+            model, arguments, budget(0.334), 1
+        )[0],
+        rest=("proj", "fc1", "linear_fc1"),
+        looked=looked,
+        placeholder=made.IMAGE,
+        depth=(16, 32) if name == "qwen2_vl" else (14, 27),
+        **_QWEN_TOWER,
+    )
+
+
+def _views(name: str) -> Family:
+    """InternVL, LLaVA-OneVision, Video-LLaVA."""
+    import views_models as made
+
+    towers = {"internvl": "encoder.layer", "llava_onevision": "encoder.layers"}
+    tower = "vision_tower" if name in towers else "image_tower"
+    full, third = (25, 8) if name == "video_llava" else (1.0, 0.334)
+    depth = (10, 26) if name == "llava_onevision" else (9, 24)
+
+    def prompt(model, arguments, retention):
+        features = made.features_by_hand(name, model, arguments, retention)
+        return made.prompt_by_hand(model, arguments, features)
+
+    @torch.no_grad()
+    def by_hand(model, arguments, retention, steps, pick=made.greedy):
+        pruned = prompt(made.eager(copy.deepcopy(model)), arguments, retention)
+        answer = made.decode_by_hand(model, pruned, steps, pick)
+        return forward(model, pruned).logits[0], answer[0].tolist()
+
+    def spatial(model, arguments):
+        model = copy.deepcopy(model)
+        model.model.pack_image_features = made.merge_spatially
+        return model, made.spatial_prompt(arguments)
+
+    return Family(
+        name=name,
+        make=functools.cache(lambda: made.load.__wrapped__(name)),
+        prompts=lambda model, images, first: _as_models(made.inputs(name, list(images), first)),
+        full=full,
+        third=third,
         object_layer=made.OBJECT_LAYER,
         by_hand=by_hand,
-        cut=cut,
+        cut=functools.partial(made.cut, name),
         pixels="pixel_values",
         placeholder=made.IMAGE,
-        tower=lambda model: model.model.visual,
-        layers=lambda model: model.model.visual.blocks,
-        projector=lambda model: model.model.visual.merger,
-        looked=looked,
-        attention="attn",
-        scored=("qkv",),
+        tower=lambda model: getattr(model.model, tower),
+        layers=lambda model: getattr(model.model, tower).get_submodule(
+            towers.get(name, "encoder.layers")
+        ),
+        projector=lambda model: model.model.multi_modal_projector,
+        attention="attention" if name == "internvl" else "self_attn",
+        rest=("v_proj", "projection_layer", "out_proj", "fc1"),
+        graded=lambda model, arguments: model(**prompt(made.eager(model), arguments, third)).logits[
+            0
+        ],
+        output=-2 if name == "video_llava" else -1,
+        depth=depth,
+        clip=False,
+        **({"plain": spatial, "newlines": True} if name == "llava_onevision" else {}),
     )
 
 
@@ -229,6 +348,11 @@ else:
         "llava": functools.partial(_llava_hf, "llava"),
         "llava_next": functools.partial(_llava_hf, "llava_next"),
         "qwen2_5_vl": _qwen2_5_vl,
+        "qwen2_vl": functools.partial(_qwen, "qwen2_vl"),
+        "qwen3_vl": functools.partial(_qwen, "qwen3_vl"),
+        "internvl": functools.partial(_views, "internvl"),
+        "llava_onevision": functools.partial(_views, "llava_onevision"),
+        "video_llava": functools.partial(_views, "video_llava"),
     }
 FAMILIES = {name: make() for name, make in FAMILIES.items()}
 # Decorators: a test of all families of this environment, or of those of transformers.

@@ -9,14 +9,14 @@ import pytest
 
 from hiprune import HiPruneConfig, HiPruneError
 from scripts.bench import ablation
-from scripts.bench import run as bench_program
+from scripts.bench import run as bench_run
 from scripts.bench.__main__ import STUDIES, main
 from scripts.bench.ablation import read
 from scripts.bench.plan import plan
 from scripts.benchmarks import BENCHMARKS
-from scripts.tables.__main__ import Table
-from scripts.tables.ablations import TABLES, all_fields, sweeps, tables
-from scripts.tables.sweeps import draw_sweeps, render, scores_of
+from scripts.tables.ablations import TABLES, all_fields, scores_of, sweeps, tables
+from scripts.tables.runs import Table
+from scripts.tables.summaries import draw_sweeps, render_ablations
 
 DEFAULT = HiPruneConfig(192, object_layer=9)
 
@@ -76,7 +76,7 @@ def finished():
 
 
 def test_the_tables_hold_ours_and_the_papers_rows():
-    text = render("llava", "x/llava-v1.5-7b", 192, config, scores_of(finished(), 192))
+    text = render_ablations("llava", "x/llava-v1.5-7b", 192, config, scores_of(finished(), 192))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["all, default", "ours", "40.0", "100.0"] in lines
     assert ["without registers", "ours", "42.0", "105.0"] in lines
@@ -86,13 +86,13 @@ def test_the_tables_hold_ours_and_the_papers_rows():
         assert f"Table {table.number}: {table.about}" in text
         for row in table.rows:
             assert sum(line[:1] == [row.title] for line in lines) >= 1
-    other = render("llava", "x/other", 192, config, scores_of(finished(), 192))
+    other = render_ablations("llava", "x/other", 192, config, scores_of(finished(), 192))
     assert "paper |" not in other
 
 
 def test_what_has_not_run_is_a_dash():
     found = [t for t in finished() if t.variant.get("buffer") != "square"]
-    text = render("llava", "x/other", 192, config, scores_of(found, 192))
+    text = render_ablations("llava", "x/other", 192, config, scores_of(found, 192))
     square = next(line for line in text.splitlines() if line.startswith("| square"))
     assert square.count("–") == 2
     assert "6a" not in [table.number for table in tables("qwen2_5_vl")]
@@ -123,13 +123,13 @@ def test_the_tiny_ablation_makes_what_it_needs_and_runs_every_setting(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OUTPUT", str(tmp_path))
     run = []
-    monkeypatch.setattr(bench_program, "make_tiny", create_autospec(bench_program.make_tiny))
-    monkeypatch.setattr(bench_program, "run_all", lambda runs, *_: run.extend(runs) or {})
-    monkeypatch.setattr(bench_program, "end_on_signals", lambda: None)
+    monkeypatch.setattr(bench_run, "make_tiny", create_autospec(bench_run.make_tiny))
+    monkeypatch.setattr(bench_run, "run_all", lambda runs, *_: run.extend(runs) or {})
+    monkeypatch.setattr(bench_run, "end_on_signals", lambda: None)
     monkeypatch.setitem(STUDIES, "ablation", (read, ablation.runs, lambda settings: None))
     assert main(["ablation", "--family", family, "--tiny"]) == 0
-    (settings,) = bench_program.make_tiny.call_args.args
-    assert settings.tiny and settings.benchmark is BENCHMARKS[family]
+    benchmark = BENCHMARKS[family]
+    bench_run.make_tiny.assert_called_once_with(benchmark)
     assert run[0].folder.parent.name == "unpruned"
     layers = {one.environment.get("HIPRUNE_OBJECT_LAYER") for one in run[1:]}
-    assert layers == {str(layer) for layer in settings.benchmark.tiny.layers}
+    assert layers == {str(layer) for layer in benchmark.tiny.layers}

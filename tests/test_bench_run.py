@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.bench import process as bench_run
-from scripts.bench import run as bench_program
+from scripts.bench import process as bench_process
+from scripts.bench import run as bench_run
 from scripts.bench.process import Run
 
 RECORD = {"checkpoint": "x", "pruned": True, "retention": 9, "alpha": 0.1, "object_layer": 9}
@@ -90,7 +90,7 @@ def test_whether_a_sample_was_answered_before_the_failure(make, log, answered):
 def test_where_nothing_can_run_all_stop_with_the_one_reason(make, capsys):
     broken = "raise ImportError('no filelock._api')"
     runs = [make(broken, name) for name in ("one", "two", "three")]
-    failures = bench_program.run_all(runs, diagnose=lambda run, reason: f"as found: {reason}")
+    failures = bench_run.run_all(runs, diagnose=lambda run, reason: f"as found: {reason}")
     assert failures == {"every run": "as found: ImportError: no filelock._api"}
     told = capsys.readouterr().out
     assert "[1/3]" in told and "[2/3]" not in told
@@ -102,16 +102,16 @@ def test_a_fault_of_one_run_is_diagnosed_once_and_stops_nothing(make):
     asked = []
     answered = f"print({BAR.format(1)!r}); raise ValueError('late')"
     runs = [make(answered, "late")] + [make("raise ValueError('early')", n) for n in ("b", "c")]
-    failures = bench_program.run_all(runs, diagnose=lambda run, _: asked.append(run.task))
+    failures = bench_run.run_all(runs, diagnose=lambda run, _: asked.append(run.task))
     assert list(failures.values()) == ["ValueError: late"] + 2 * ["ValueError: early"]
     assert asked == []  # a run has answered: the environment is not what is broken
-    failures = bench_program.run_all(runs[1:], diagnose=lambda run, _: asked.append(run.task))
+    failures = bench_run.run_all(runs[1:], diagnose=lambda run, _: asked.append(run.task))
     assert len(failures) == 2 and asked == ["b"]
 
 
 def test_a_task_that_is_barred_is_left_out(make, capsys):
     good, barred = make(WRITE_RESULTS, "pope"), make(WRITE_RESULTS, "mme")
-    failures = bench_program.run_all([barred, good], {"mme": "its data are not here"})
+    failures = bench_run.run_all([barred, good], {"mme": "its data are not here"})
     assert failures == {"N' = 64, mme": "its data are not here"}
     assert good.finished and not barred.finished
     assert "[1/2] N' = 64, mme: left out: its data are not here" in capsys.readouterr().out
@@ -128,17 +128,17 @@ def test_resume_runs_what_has_not_finished(make, tmp_path, capsys):
     check = f"assert not pathlib.Path({str(flaw)!r}).exists(), 'flawed';"
     bad = make(head + "(folder / 'rest').touch();" + check + WRITE_RESULTS, "bad")
 
-    assert bench_program.run_all([good, bad]) == {"N' = 64, bad": "AssertionError: flawed"}
+    assert bench_run.run_all([good, bad]) == {"N' = 64, bad": "AssertionError: flawed"}
     told = capsys.readouterr().out
     assert "[1/2] N' = 64, good: done" in told
     assert "[2/2] N' = 64, bad: FAILED" in told
     assert str(bad.failed_folder / "log.txt") in told
 
     (cut.folder.parent / "cut.running" / "model").mkdir(parents=True)
-    assert set(bench_program.run_all([good, bad, cut])) == {"N' = 64, bad"}
+    assert set(bench_run.run_all([good, bad, cut])) == {"N' = 64, bad"}
     assert names(good) == ["bad.failed", "cut", "good"]
     flaw.unlink()
-    assert bench_program.run_all([good, bad, cut]) == {}
+    assert bench_run.run_all([good, bad, cut]) == {}
     assert names(good) == ["bad", "cut", "good"]
     told = capsys.readouterr().out
     assert "[1/3] N' = 64, good: finished before" in told
@@ -173,7 +173,7 @@ def test_bad_results_are_run_again(make, capsys, name):
     (file,) = run.folder.rglob("*_results.json")
     file.write_bytes(text)
     assert not run.finished
-    assert bench_program.run_all([run]) == {}
+    assert bench_run.run_all([run]) == {}
     assert run.finished and names(run) == ["task", "task.1.old"]
     told = capsys.readouterr().out
     assert f"not usable: {file}: {reason}" in told
@@ -186,6 +186,15 @@ def test_a_run_that_writes_bad_results_has_failed(make):
     assert reason.startswith(str(run.failed_folder / "model")) and "not whole JSON" in reason
 
 
+def test_a_tasks_own_results_file_is_not_the_runs(make):
+    """As MMBench leaves one beside lmms-eval's."""
+    own = "(folder / 'submissions').mkdir()\n"
+    own += "(folder / 'submissions' / 'mmbench_en_dev_results.json').write_text('{}')\n"
+    run = make(WRITE_RESULTS + own)
+    assert run.execute() is None
+    assert run.finished
+
+
 def test_a_run_that_another_start_is_at(make, tmp_path, capsys):
     """The second start says who, goes on with the rest, and takes the result at the end."""
     flag = tmp_path / "go on"
@@ -194,11 +203,11 @@ def test_a_run_that_another_start_is_at(make, tmp_path, capsys):
     head = "import os, pathlib, sys; folder = pathlib.Path(sys.argv[1]); " + count + "\n"
     free = f"open({str(flag)!r}, 'w')\n"
     slow, other = make(head + wait + WRITE_RESULTS, "slow"), make(head + free + WRITE_RESULTS, "b")
-    first = threading.Thread(target=bench_program.run_all, args=([slow],))
+    first = threading.Thread(target=bench_run.run_all, args=([slow],))
     first.start()
     while not slow.lock.exists() or "pid" not in slow.lock.read_text():
         time.sleep(0.02)
-    assert bench_program.run_all([slow, other]) == {}
+    assert bench_run.run_all([slow, other]) == {}
     first.join()
     told = [line for line in capsys.readouterr().out.splitlines() if "/2]" in line]
     who = rf"process {os.getpid()} on \S+, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -234,7 +243,7 @@ def test_what_kills_the_start_ends_its_evaluation(make, tmp_path):
         "print('child', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(90)']).pid"
         ", flush=True); time.sleep(90)"
     )
-    root = str(Path(bench_run.__file__).parents[2])
+    root = str(Path(bench_process.__file__).parents[2])
     start = psutil.Popen([sys.executable, "-c", STARTER, root, code, str(run.folder)])
     log = run.folder.with_name("task.running") / "log.txt"
     while not (log.is_file() and "child" in log.read_text()):
@@ -246,8 +255,43 @@ def test_what_kills_the_start_ends_its_evaluation(make, tmp_path):
     _, alive = psutil.wait_procs(processes, timeout=15)
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
     assert run.lock.exists()
-    assert bench_program.run_all([run]) == {}
+    assert bench_run.run_all([run]) == {}
     assert names(run) == ["task"]
+
+
+WORKER = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], str(os.getpid())).touch()"
+
+
+@pytest.mark.parametrize("who", ["agent", "start"])
+def test_what_kills_torchrun_ends_its_processes(make, tmp_path, who):
+    """They are sessions of their own, out of reach of a signal to the evaluation's group."""
+    worker, here = tmp_path / "worker.py", tmp_path / "pids"
+    worker.write_text(WORKER + "; time.sleep(90)")
+    here.mkdir()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *torchrun, str(worker), str(here)]
+    code = f"import os; os.execv({sys.executable!r}, {command!r})"
+    run = make(code)
+    reasons = []
+    if who == "agent":
+        thread = threading.Thread(target=lambda: reasons.append(run.execute()))
+        thread.start()
+    else:
+        root = str(Path(bench_process.__file__).parents[2])
+        start = psutil.Popen([sys.executable, "-c", STARTER, root, code, str(run.folder)])
+    while len(list(here.iterdir())) < 2:
+        time.sleep(0.05)
+    workers = [psutil.Process(int(path.name)) for path in here.iterdir()]
+    assert len({os.getsid(one.pid) for one in [psutil.Process(), *workers]}) == 3
+    if who == "agent":
+        workers[0].parent().kill()
+        thread.join(30)
+        assert reasons[0].startswith("killed by SIGKILL, most likely by the system for want of")
+    else:
+        start.kill()
+        start.wait()
+    _, alive = psutil.wait_procs(workers, timeout=15)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.parametrize(
@@ -359,7 +403,7 @@ print("child", subprocess.Popen([sys.executable, "-c", sleeper]).pid, flush=True
 @pytest.mark.parametrize("leader", ["stays", "has ended"])
 def test_an_interruption_leaves_no_process(make, monkeypatch, leader):
     """Not even those that take no notice of SIGTERM, or whose launcher is gone."""
-    monkeypatch.setattr(bench_run, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(bench_process, "GRACE_SECONDS", 0.5)
     run = make(HOLDS_ON + ("time.sleep(60)" if leader == "stays" else ""))
     log = run.folder.with_name("task.running") / "log.txt"
     child = []

@@ -14,7 +14,8 @@ import torch
 pytest.importorskip("transformers", minversion="5", reason="needs the environment .venv-qwen")
 
 from scripts.tiny import __main__ as train_tiny
-from scripts.tiny import card, loop
+from scripts.tiny import export as card
+from scripts.tiny import loop
 from scripts.tiny.batches import Steps
 from scripts.tiny.questions import KINDS
 
@@ -113,7 +114,7 @@ def test_the_table_is_of_the_weights_as_shipped_on_unseen_scenes(run, text):
 
 
 def test_the_scenes_of_the_table_are_not_those_of_the_curve(run):
-    from scripts.tiny.architecture import make_trainee
+    from scripts.tiny.loop import make_trainee
 
     output, measured = run
     trainee = make_trainee("llava", output / "fresh")

@@ -1,4 +1,4 @@
-"""convert_hf_to_llava.py: what it writes, the way back, and the `llava` package reading it."""
+"""convert.to_llava: what it writes, the way back, and the `llava` package reading it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from scripts.convert import to_llava as convert_hf_to_llava
+from scripts.convert import to_llava
+from scripts.convert.names import TOWER
 from scripts.tiny.task import questions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ def round_trip(request, tmp_path_factory):
 
     family, folder = request.param, tmp_path_factory.mktemp(request.param)
     source = make_checkpoint(folder / "hf", f"{family}_hf", image_size=84, layers=6, width=16)
-    middle = convert_hf_to_llava.convert(source, folder / "llava")
+    middle = to_llava.convert(source, folder / "llava")
     return family, source, middle, convert(middle, folder / "back")
 
 
@@ -117,7 +118,7 @@ def test_grids_that_are_no_squares_keep_their_shape(tmp_path):
     config = json.loads((source / "config.json").read_text())
     config["image_grid_pinpoints"] = [[168, 504], [336, 168]]  # [height, width]
     (source / "config.json").write_text(json.dumps(config))
-    target = convert_hf_to_llava.convert(source, tmp_path / "llava")
+    target = to_llava.convert(source, tmp_path / "llava")
     written = json.loads((target / "config.json").read_text())
     assert written["image_grid_pinpoints"] == [[504, 168], [168, 336]]  # [width, height]
 
@@ -146,15 +147,15 @@ def test_an_unknown_weight(source):
 
 def refused(source: Path, message: str) -> None:
     with pytest.raises(SystemExit, match=message):
-        convert_hf_to_llava.convert(source, source / "llava")
+        to_llava.convert(source, source / "llava")
     assert not (source / "llava").exists()
 
 
 @pytest.mark.parametrize(
     ("written", "read"),
     [
-        ("vision_tower.vision_model.encoder.x", "vision_tower.encoder.x"),
-        ("vision_tower.encoder.x", "vision_tower.encoder.x"),
+        ("vision_tower.vision_model.encoder.x", f"{TOWER}encoder.x"),
+        ("vision_tower.encoder.x", f"{TOWER}encoder.x"),
         ("language_model.model.layers.0.x", "model.layers.0.x"),
         ("language_model.lm_head.weight", "lm_head.weight"),
         ("lm_head.weight", "lm_head.weight"),
@@ -164,7 +165,7 @@ def refused(source: Path, message: str) -> None:
 )
 def test_names_as_both_transformers_4_and_5_write_them(source, written, read):
     save_file({written: torch.ones(2)}, source / "model.safetensors")
-    assert list(convert_hf_to_llava._read_weights(source)) == [read]
+    assert list(to_llava._read_weights(source)) == [read]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -173,7 +174,7 @@ def loaded(request, tmp_path_factory):
     builder = pytest.importorskip("llava.model.builder", reason="needs .venv-llava")
     asset = ROOT / "assets" / ASSETS[request.param]
     path = tmp_path_factory.mktemp("converted") / f"llava-{request.param}"
-    convert_hf_to_llava.convert(asset, path)
+    to_llava.convert(asset, path)
     tokenizer, model, processor, _ = builder.load_pretrained_model(
         str(path), None, path.name, device_map="cpu", attn_implementation="eager"
     )
@@ -183,9 +184,7 @@ def loaded(request, tmp_path_factory):
 def test_the_package_loads_every_tensor_of_an_asset(loaded):
     family, asset, tokenizer, model, _ = loaded
     found = {**model.state_dict(), **vars(model.get_vision_tower())["_modules"]}
-    for name, weight in convert_hf_to_llava._read_weights(asset).items():
-        if name.startswith("vision_tower."):
-            name = name.replace("vision_tower.", "model.vision_tower.vision_tower.vision_model.")
+    for name, weight in to_llava._read_weights(asset).items():
         expected = weight[: len(tokenizer)] if name.endswith(REGROWN) else weight
         assert torch.equal(found[name], expected.float()), name
     assert (family == "llava_next") == ("model.image_newline" in found)

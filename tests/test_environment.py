@@ -54,6 +54,14 @@ def test_a_lock_pins_every_line_with_hashes(path):
     assert re.search("https?:", path.read_text(encoding="utf-8")) is None
 
 
+@pytest.mark.parametrize("name", ["lmms-eval", "tabulate", "torch", "triton"])
+def test_what_is_tested_in_one_environment_alone_is_the_same_in_both(name):
+    """conftest.py's lists rest on it."""
+    locks = (locked.read_lock(FOLDER / f"{environment}.lock") for environment in ("llava", "qwen"))
+    one, other = ({entry.version for entry in lock if entry.name == name} for lock in locks)
+    assert one == other != set()
+
+
 def test_this_environment_is_its_lock():
     assert locked.differences(HERE, locked.chosen()) == ([], [])
 

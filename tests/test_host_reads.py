@@ -57,22 +57,31 @@ def test_llava(family, images, how):
     assert pruned.count <= unpatched.count
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("images", [[1], [1, 0, 2]])
 @pytest.mark.parametrize("how", ["forward", "generate"])
-def test_qwen(images, how, monkeypatch):
-    import qwen_models as models
-    from hiprune.models import qwen2_5_vl_tower
+def test_qwen(family, images, how, monkeypatch):
+    from hiprune.models import qwen_tower
 
     # torch's path of the scores reads the segments' lengths; the GPU's kernel, whose part this
     # stands in for, does not.
     monkeypatch.setattr(
-        qwen2_5_vl_tower, "received_attention_packed", lambda q, k, *_: (q * k).sum(dim=(0, 2))
+        qwen_tower, "received_attention_packed", lambda q, k, *_: (q * k).sum(dim=(0, 2))
     )
-    model, arguments = models.load("sdpa"), models.inputs(images)
+    if family == "qwen2_5_vl":
+        import qwen_models as models
+
+        model, arguments = models.load("sdpa"), models.inputs(images)
+    else:
+        import qwen3_models as models
+
+        model, arguments = models.load(family), models.inputs(family, images)
     layers = model.model.visual.blocks, model.model.language_model.layers
     run = CALLS[how]
     unpatched = reads(model, *layers, lambda: run(model, arguments))
-    with hiprune.prune(model, hiprune.HiPruneConfig(0.3, alpha=0.5, object_layer=4)):
+    with hiprune.prune(
+        model, hiprune.HiPruneConfig(0.3, alpha=0.5, object_layer=models.OBJECT_LAYER)
+    ):
         pruned = reads(model, *layers, lambda: run(model, arguments))
     assert pruned.ours == []
     assert pruned.count <= unpatched.count

@@ -1,4 +1,4 @@
-"""tables.keep: the kept runs make the tables that the logs made, and hold no path of here."""
+"""tables.results: the kept runs make the tables that the logs made, and hold no path of here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 from table_logs import CHECKPOINT, Logs
 
 from scripts.benchmarks import ROOT
-from scripts.tables.keep import FILES, keep
-from scripts.tables.results import KEPT
+from scripts.tables.results import FILES, KEPT, keep
 from scripts.tables.runs import read_tables
 
 

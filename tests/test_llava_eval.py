@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server():
-    with serving() as place:
+    with serving("llava.eval.m4c_evaluator", "pandas", "hiprune.launcher") as place:
         yield place
 
 
@@ -154,6 +154,18 @@ def test_a_failed_budget_is_reported_and_taken_up_again(fake):
     assert done.stdout.splitlines()[-2] == "192        accuracy 66.67%; the paper's: 57.6"
     assert not fake.files("*.part")
     assert len(read_lines(folder / "retention-192_alpha-0.1_layer-9" / "answers.jsonl")) == 3
+
+
+def test_a_bad_line_among_textvqas_answers_is_one_line(fake):
+    folder = fake.output / "textvqa" / "liuhaotian__llava-v1.5-7b" / "unpruned"
+    folder.mkdir(parents=True)
+    (folder / "answers.jsonl").write_text('{"question_id": "t0", "pro')
+    done, calls = fake.run("textvqa", RETENTIONS="unpruned")
+    assert done.returncode == 1 and not calls
+    first, *others = done.stderr.splitlines()
+    assert first.startswith(f"{folder / 'answers.jsonl'}, line 1: Unterminated string")
+    assert others == ["textvqa: budget unpruned failed"]
+    assert not fake.files("score.txt*")
 
 
 def test_without_a_gpu_it_says_so(fake):

@@ -1,6 +1,7 @@
 """The Python beside LLaVA's evaluations: submission files, folder names, the paper's numbers."""
 
 import json
+import re
 import sys
 
 import openpyxl
@@ -8,7 +9,13 @@ import pytest
 
 from hiprune import HiPruneError
 from scripts.llava_eval import answers as answer_files
-from scripts.llava_eval import convert_mmbench, convert_vqav2, paper_number, settings
+from scripts.llava_eval import (
+    check_textvqa,
+    convert_mmbench,
+    convert_vqav2,
+    paper_number,
+    settings,
+)
 
 TABLE = """\
 index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage\tsource\tsplit
@@ -114,6 +121,85 @@ def test_vqav2_answers_to_other_questions(files, monkeypatch, capsys):
     assert files.convert(convert_vqav2, questions, answer(2, "x"), monkeypatch) == 1
     assert "does not have, the first is 2" in capsys.readouterr().err
     assert not files.output.exists()
+
+
+ASKED = "What is it?\nReference OCR token: STOP\nAnswer with a word."
+TEXTVQA_ANSWERS = [{"question_id": i, "prompt": ASKED, "text": "yes"} for i in ("im0", "im1")]
+LINES = [json.dumps(line) for line in TEXTVQA_ANSWERS]
+
+
+def checked(folder, monkeypatch, answers, annotations=None):
+    """check_textvqa's exit status, of two questions."""
+    asked = [{"question_id": f"im{i}", "text": ASKED} for i in range(2)]
+    known = [{"image_id": f"im{i}", "question": "What is it?", "answers": ["yes"]} for i in (0, 1)]
+    contents = {
+        "questions": "".join(json.dumps(line) + "\n" for line in asked),
+        "annotations": annotations or json.dumps({"data": known}),
+        "answers": "".join(line + "\n" for line in answers),
+    }
+    arguments = ["check"]
+    for name, text in contents.items():
+        (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+        arguments += [f"--{name}", str(folder / name)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    return check_textvqa.main()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (LINES, ""),
+        (LINES[::-1], ""),
+        (
+            [LINES[0], LINES[1][:40]],
+            "answers, line 2: Unterminated string .*; expected one JSON object a line",
+        ),
+        ([LINES[0], "\udcff", LINES[1]], "answers, line 2: 'utf-8' codec .*; expected one J"),
+        ([LINES[0], "", LINES[1]], "answers, line 2: empty; expected one JSON object a line"),
+        ([LINES[0], "[]"], r"answers, line 2: '\[\]'; expected one JSON object a line"),
+        (
+            [json.dumps({"question_id": "im0", "text": "yes"}), LINES[1]],
+            r"answers, line 1: keys \['question_id', 'text'\]; expected texts as "
+            "question_id, prompt, text",
+        ),
+        (
+            [LINES[0], LINES[1].replace('"yes"', "7")],
+            "answers, line 2: keys .*; expected texts as question_id, prompt, text",
+        ),
+        (
+            [*LINES, LINES[0]],
+            "answers, line 3: question_id='im0', .*; expected a question of .*, each once",
+        ),
+        (
+            [LINES[0].replace("What", "Who"), LINES[1]],
+            "answers, line 1: question_id='im0', prompt='Who .*; expected a question of ",
+        ),
+        (LINES[:1], "answers: no answer to 1 questions of .*, the first is 'im1'; expected"),
+    ],
+)
+def test_textvqas_answers_are_checked_before_they_are_scored(
+    tmp_path, capsys, monkeypatch, lines, message
+):
+    assert checked(tmp_path, monkeypatch, lines) == (1 if message else 0)
+    told = capsys.readouterr().err
+    assert told.count("\n") == (1 if message else 0)
+    assert re.search(message, told)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        (
+            '{"data": [{"image_id": "im0"}]}',
+            "annotations: KeyError: 'answers'; expected TextVQA's",
+        ),
+        ("{", "annotations: JSONDecodeError: .*; expected TextVQA's annotations"),
+        ('{"data": []}', "questions, line 1: question_id='im0'; expected a question of "),
+    ],
+)
+def test_annotations_that_are_not_textvqas(tmp_path, capsys, monkeypatch, annotations, message):
+    assert checked(tmp_path, monkeypatch, LINES, annotations) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_folders_name_what_changes_the_answers(monkeypatch):

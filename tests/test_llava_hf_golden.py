@@ -116,7 +116,8 @@ def test_the_processor_of_a_converted_checkpoint(converted, family):
 
 
 def test_what_cannot_be_converted_is_said(golden, tmp_path):
-    from scripts.convert.to_hf import convert, rename
+    from scripts.convert.names import of_package
+    from scripts.convert.to_hf import convert
 
     settings = json.loads(golden["llava/file/config.json"].tobytes())
     for changed, message in (("llava_mistral", "model_type"), ("llava_llama", "no model")):
@@ -124,4 +125,4 @@ def test_what_cannot_be_converted_is_said(golden, tmp_path):
         with pytest.raises(SystemExit, match=message):
             convert(tmp_path, tmp_path / "hf")
     with pytest.raises(SystemExit, match=r"transformer\.h\.0: not a weight"):
-        rename({"transformer.h.0": torch.ones(1)})
+        of_package({"transformer.h.0": torch.ones(1)})

@@ -127,7 +127,7 @@ def test_a_vision_tower_of_another_kind(monkeypatch):
 @pytest.mark.parametrize("version", ["4.57.6", "5.16.2", "6.0.0"])
 def test_versions_of_transformers_that_are_not_known(monkeypatch, version):
     monkeypatch.setattr("transformers.__version__", version)
-    with pytest.raises(HiPruneError, match=rf"transformers.*{version}: accepted is 5\.17 to 5\.x"):
+    with pytest.raises(HiPruneError, match=rf"transformers.*{version}: expected 5\.17 to 5\.x"):
         hiprune.apply(load("llava"), config(15))
 
 

@@ -114,7 +114,7 @@ def test_an_exception_ends_the_run_and_names_the_sample(build):
 
 
 def test_bad_arguments(build):
-    with pytest.raises(HiPruneError, match="model_args: fps; expected"):
+    with pytest.raises(HiPruneError, match="model_args: fps; expected some of"):
         build(fps=2)
     with pytest.raises(HiPruneError, match="dtype='int8': expected"):
         build(dtype="int8")

@@ -4,13 +4,17 @@ import subprocess
 import sys
 
 import pytest
+from program import run_here
 from table_logs import (
     ROOT,
     Logs,
     parse_markdown,
 )
 
-from scripts.tables.__main__ import read_tables, render
+from scripts.tables.layouts import render
+from scripts.tables.runs import read_tables
+
+MAKE_TABLES = ROOT / "scripts" / "make_tables.py"
 
 
 @pytest.fixture
@@ -18,22 +22,18 @@ def logs(tmp_path):
     return Logs(tmp_path / "logs")
 
 
-def command_line(*arguments):
-    command = [sys.executable, str(ROOT / "scripts" / "make_tables.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
 def test_from_the_command_line(logs, tmp_path):
     logs.write("pope", {"pope_f1_score,none": 0.6}, 64, checkpoint="me/mine")
     logs.write("pope", {"pope_f1_score,none": 0.6}, 320, checkpoint="x/llava-v1.6-vicuna-7b")
-    done = command_line(logs.folder)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, MAKE_TABLES, logs.folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
     (_, first), (_, second) = parse_markdown(done.stdout)
     assert first[0] == "### Table 3: LLaVA-NeXT-7B (x/llava-v1.6-vicuna-7b)"
     mine = next(t for t in read_tables(logs.folder) if t.checkpoint == "me/mine")
     assert second[0] == "### mine" and done.stdout.endswith(f"\n\n{render(mine)}\n")
     file = tmp_path / "all.md"
-    again = command_line(logs.folder, "--output", file)
+    again = run_here(MAKE_TABLES, logs.folder, "--output", file)
     assert (again.returncode, again.stdout, file.read_text()) == (0, "", done.stdout)
 
 
@@ -52,7 +52,7 @@ def test_a_bad_file_is_named_and_the_other_tables_come(logs, text, reason):
     file.parent.mkdir()
     file.write_bytes(text)
     (logs.folder / "runs.jsonl").write_bytes(text + b"\n" if text else b"x\n")
-    done = command_line(logs.folder)
+    done = run_here(MAKE_TABLES, logs.folder)
     assert done.returncode == 0
     assert parse_markdown(done.stdout)[0][1][0] == "### mine"
     first, second = done.stderr.splitlines()
@@ -62,7 +62,7 @@ def test_a_bad_file_is_named_and_the_other_tables_come(logs, text, reason):
 
 def test_a_reader_that_stops_early(logs):
     logs.write("pope", {"pope_f1_score,none": 0.6}, 64)
-    command = [sys.executable, str(ROOT / "scripts" / "make_tables.py"), str(logs.folder)]
+    command = [sys.executable, MAKE_TABLES, logs.folder]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # before the first line
     with process.stderr as errors:
@@ -73,7 +73,7 @@ def test_a_reader_that_stops_early(logs):
 def test_a_folder_without_results(tmp_path):
     for folder, message in [("none", "no such folder"), ("empty", "holds no finished run")]:
         (tmp_path / "empty").mkdir(exist_ok=True)
-        done = command_line(tmp_path / folder)
+        done = run_here(MAKE_TABLES, tmp_path / folder)
         assert done.returncode == 2
         assert f"logs={str(tmp_path / folder)!r}: {message}" in done.stderr
         assert "Traceback" not in done.stderr
@@ -89,6 +89,6 @@ def test_a_folder_without_results(tmp_path):
     ],
 )
 def test_arguments_that_are_refused(logs, arguments, message):
-    done = command_line(logs.folder, *arguments)
+    done = run_here(MAKE_TABLES, logs.folder, *arguments)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr

@@ -12,7 +12,7 @@ from scripts.bench.methods import SEEDS, configs, read, report
 from scripts.bench.plan import plan
 from scripts.benchmarks import BENCHMARKS
 from scripts.tables.columns import TINY_TASK, are_accuracies
-from scripts.tables.curves import Curve, render, score
+from scripts.tables.summaries import Curve, render_methods, score
 
 KINDS = ("existence", "colour", "shape", "count", "position")
 # Runs a budget: ten methods, three of random. Qwen has no CLS; a small LLaVA reads no text.
@@ -91,5 +91,5 @@ def test_real_tasks_are_averaged_as_shares_of_the_unpruned():
     assert score(row, base, accuracies=False) == pytest.approx((50 + 75) / 2)
     assert score({"pope": 40.0}, base, accuracies=False) is None  # a task is missing
     assert not are_accuracies(base) and are_accuracies([f"{TINY_TASK}/colour"])
-    text = render("x", base, [Curve("hiprune", {64: [row]}, {64: 64.0})], accuracies=False)
+    text = render_methods("x", base, [Curve("hiprune", {64: [row]}, {64: 64.0})], accuracies=False)
     assert "62.5" in text and "avg %" in text

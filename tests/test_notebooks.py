@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,13 +17,15 @@ import transformers
 if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("the notebooks need transformers 5", allow_module_level=True)
 
+import forking_python
 import nbformat
+from forking_python import serving
 from table_logs import Logs
 
 from scripts import run_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "run_notebooks.py"
+SCRIPT = (str(ROOT / "scripts"), "run_notebooks")
 KEPT = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -31,7 +34,7 @@ def run(capfd):
     """run_notebooks.py in this process, from the root; each kernel is a process of its own."""
 
     def run(*arguments: object, **variables: object) -> subprocess.CompletedProcess:
-        command = [str(SCRIPT), *map(str, arguments)]
+        command = [SCRIPT[0], *map(str, arguments)]
         before = signal.getsignal(signal.SIGTERM)
         capfd.readouterr()
         with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +119,7 @@ def test_what_ends_it_ends_the_kernel_too(tmp_path):
     begun = tmp_path / "begun"
     source = f"import os, time\nopen({str(begun)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
     file = write(tmp_path / "long.ipynb", source)
-    command = [sys.executable, "-W", "ignore", SCRIPT, file, file]
+    command = [sys.executable, "-W", "ignore", *SCRIPT, file, file]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not (begun.exists() and begun.read_text()) and time.monotonic() < until:
@@ -157,7 +160,22 @@ def test_tiny_writes_nothing_in_place(run, tmp_path):
     assert texts(nbformat.read(tmp_path / "made" / "whole.ipynb", as_version=4)) == "True\n"
 
 
-def test_all_of_them_run(tmp_path):
+@pytest.fixture
+def warm_kernels(tmp_path):
+    """JUPYTER_PATH with a python3 whose kernels are forked, with the slow imports done."""
+    imported = ("torch", "transformers.models.auto", "ipykernel.kernelapp", "hiprune.models.base")
+    with serving(*imported) as place:
+        folder = tmp_path / "jupyter" / "kernels" / "python3"
+        folder.mkdir(parents=True)
+        command = [sys.executable, "-S", forking_python.__file__, place, "-m", "ipykernel_launcher"]
+        # Without its note that it is nobody's child.
+        command = ["sh", "-c", 'exec "$@" > /dev/null 2>&1', "sh", *command]
+        kernel = {"argv": [*command, "-f", "{connection_file}"], "language": "python"}
+        (folder / "kernel.json").write_text(json.dumps({**kernel, "display_name": "Python 3"}))
+        yield tmp_path / "jupyter"
+
+
+def test_all_of_them_run(tmp_path, warm_kernels):
     """--tiny: as the notebooks are, on few images, without a network."""
     before = {file: file.read_bytes() for file in KEPT}
     logs = Logs(tmp_path / "logs")
@@ -165,7 +183,8 @@ def test_all_of_them_run(tmp_path):
         metrics = {"existence_accuracy,none": 0.8}
         logs.write("hiprune_tiny", metrics, budget, checkpoint="x/llava-1.5-tiny", object_layer=3)
     env = {**os.environ, "OUTPUT": str(tmp_path), "LOGS": str(logs.folder)}
-    command = [sys.executable, "-W", "ignore", SCRIPT, "--tiny"]
+    env["JUPYTER_PATH"] = str(warm_kernels)
+    command = [sys.executable, "-W", "ignore", *SCRIPT, "--tiny"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": ok in ") == len(KEPT) == 7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -68,28 +70,35 @@ def test_keeping_everything_changes_nothing(attention, batch, use_cache):
     torch.testing.assert_close(found.loss, expected.loss)
 
 
+def budget(tokens, retention):
+    return retention if isinstance(retention, int) else max(1, round(retention * tokens))
+
+
+@functools.cache
+def by_hand(attention, batch, retention):
+    """(logits, answer) of each prompt, for generate with and without a cache."""
+    model, arguments = load(attention), inputs(BATCHES[batch])
+    rows = pruned_rows_by_hand(model, arguments, functools.partial(budget, retention=retention))
+    return [continue_by_hand(model, *row, steps=5) for row in rows]
+
+
 @pytest.mark.parametrize("retention", [0.334, 0.112, 7])
 @over_matrix
 def test_pruned_equals_the_hand_made_forward(attention, batch, use_cache, retention):
     model, arguments = load(attention), inputs(BATCHES[batch])
-
-    def budget(tokens):
-        return retention if isinstance(retention, int) else max(1, round(retention * tokens))
-
-    rows = pruned_rows_by_hand(model, arguments, budget)
     with hiprune.prune(model, config(retention)) as pruned:
         logits = forward(model, arguments).logits
         ids = generate(model, arguments, use_cache=use_cache)
+    rows = by_hand(attention, batch, retention)
     width = arguments["input_ids"].shape[1]
-    assert logits.shape[1] == max(embeds.shape[1] for embeds, _, _ in rows)
+    assert logits.shape[1] == max(len(expected) for expected, _ in rows)
     assert torch.equal(ids[:, :width], arguments["input_ids"]), "the prompt comes back whole"
-    for row, (embeds, positions, after) in enumerate(rows):
-        expected, answer = continue_by_hand(model, embeds, positions, after, steps=5)
+    for row, (expected, answer) in enumerate(rows):
         torch.testing.assert_close(logits[row, -len(expected) :], expected, rtol=1e-4, atol=1e-4)
         assert ids[row, width:].tolist() == answer
     grids = arguments.get("image_grid_thw", [])
     assert [s.indices.shape for s in pruned.selections] == [
-        (1, budget(int(grid.prod()) // MERGE**2)) for grid in grids
+        (1, budget(int(grid.prod()) // MERGE**2, retention)) for grid in grids
     ] or not len(grids)
 
 

@@ -67,7 +67,7 @@ def test_one_is_a_token_in_python_and_all_in_qwens_variable():
 def test_the_default_object_layer_scales_with_the_tower(family):
     """9 of 24 layers, 16 of 32."""
     model = family.model()
-    share = 16 / 32 if family.name == "qwen2_5_vl" else 9 / 24
+    share = family.depth[0] / family.depth[1]
     with hiprune.prune(model, HiPruneConfig(retention=family.third)) as pruned:
         forward(model, family.inputs(model, [1]))
     assert pruned.config.object_layer == round(share * len(family.layers(model)))
@@ -91,9 +91,8 @@ def test_the_one_liner_from_the_variables(family, monkeypatch):
     """The budget given, the layer not: as above. A layer given is never moved."""
     model = family.model()
     depth = len(family.layers(model))
-    share = 16 / 32 if family.name == "qwen2_5_vl" else 9 / 24
-    qwen = family.name == "qwen2_5_vl"
-    monkeypatch.setenv("HIPRUNE_QWEN_RETENTION" if qwen else "HIPRUNE_RETENTION", str(family.third))
+    share = family.depth[0] / family.depth[1]
+    monkeypatch.setenv(family.variable, str(family.third))
     with hiprune.prune(model) as pruned:
         assert pruned.config.object_layer == round(share * depth)
     monkeypatch.setenv("HIPRUNE_OBJECT_LAYER", str(depth + 1))

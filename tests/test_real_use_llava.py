@@ -99,6 +99,36 @@ def test_the_tower_is_whole_and_encode_images_is_pruned(family):
 
 
 @over_families
+@pytest.mark.parametrize("which", ["this", "another"])
+def test_a_call_within_a_call_has_views_of_its_own(family, which):
+    """As many views as the outer call's, encoded as images, while that call prepares its prompt."""
+    model, other, found = family.model(), family.model(), []
+    arguments = family.inputs(model, [2])
+    images = arguments["images"]
+    pixels = torch.cat(images) if isinstance(images, list) else images.flatten(0, -4)
+    config = family.config(TOKENS // 3)
+    inner = model if which == "this" else other
+    with hiprune.prune(model, config) as pruned, hiprune.prune(other, config) as others:
+        handle = pruned if inner is model else others
+        with torch.no_grad():
+            expected = handle.encode_images(pixels, None)
+
+        def within(*_):
+            hook.remove()
+            if inner is model:
+                found.append(handle.encode_images(pixels, None))
+            else:  # as the package calls it
+                found.append(list(other.encode_images(pixels)))
+
+        hook = model.model.mm_projector.register_forward_pre_hook(within)
+        logits = forward(model, arguments).logits
+        (alone,) = found
+        close(forward(model, arguments).logits, logits, exact=True)
+    assert len(alone) == len(pixels)
+    close(alone, expected, exact=True)
+
+
+@over_families
 def test_a_hook_on_the_packages_tower_sees_all_of_its_features(family):
     model, seen = family.model(), []
     arguments = family.inputs(model, [2])

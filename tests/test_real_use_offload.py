@@ -124,7 +124,7 @@ def test_a_hook_added_over_the_patch_stays(family, off_first):
     model = family.model()
     arguments = family.inputs(model, BATCH)
     whole = forward(model, arguments).logits
-    layer = family.layers(model)[-1 if family.name == "qwen2_5_vl" else -2]
+    layer = family.layers(model)[family.output]
     handle = hiprune.apply(model, family.config(family.third))
     pruned = forward(model, arguments).logits
     for module in (model, family.tower(model), layer, getattr(layer, family.attention)):

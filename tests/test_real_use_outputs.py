@@ -18,7 +18,10 @@ def test_features_and_the_inner_model_under_the_patch(family):
     """What others call outside of forward and generate is whole, before and after these."""
     model = family.model()
     arguments = family.inputs(model, [3])
-    names = [family.pixels, *(n for n in ("image_sizes", "image_grid_thw") if n in arguments)]
+    names = [
+        family.pixels,
+        *(n for n in ("image_sizes", "image_grid_thw", "batch_num_images") if n in arguments),
+    ]
     images = {name: arguments[name] for name in names}
     more = {"output_attentions": True, "output_hidden_states": True}
     model.set_attn_implementation("eager")  # whose maps can be looked at

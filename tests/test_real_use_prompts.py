@@ -84,7 +84,7 @@ def test_padding_on_both_sides_in_generate_keeps_to_each_image(family):
 
 def positions_of(family, model, arguments):
     """(B, T), or what M-RoPE makes of it, (3, B, T), of prompts without padding."""
-    if family.name != "qwen2_5_vl":
+    if not family.mrope:
         return torch.arange(arguments["input_ids"].shape[1])[None]
     found, _ = model.model.get_rope_index(
         arguments["input_ids"], mm_token_type_ids=arguments["mm_token_type_ids"],
@@ -100,7 +100,7 @@ def test_positions_that_the_caller_gives(family):
     _, whole = family.plain(model, arguments)
     # Twice as far apart; a rotary embedding does not see by how much all are shifted. In one place
     # where the plain prompt has another length than the given one (newlines).
-    far = 0 if family.name == "llava_next" else 2
+    far = 0 if family.newlines else 2
     given = far * positions_of(family, model, arguments)
     plain, whole = family.plain(model, arguments)
     expected = forward(plain, whole, position_ids=far * positions_of(family, model, whole)).logits
@@ -118,11 +118,11 @@ def test_prompts_packed_into_one_row(family, rows):
     model = family.model()
     prompts = [family.inputs(model, [1], first=number) for number in (0, 1)]
     positions = [positions_of(family, model, prompt) for prompt in prompts]
-    if family.name == "qwen2_5_vl" and rows == 4:  # in front, the row that counts text alone
+    if family.mrope and rows == 4:  # in front, the row that counts text alone
         positions = [torch.cat([torch.arange(p.shape[-1]).expand(1, 1, -1), p]) for p in positions]
     elif rows == 4:
         pytest.skip("models without M-RoPE have one row of positions")
-    if family.name == "llava_next":  # filled up to the most views
+    if family.newlines:  # filled up to the most views
         images = _stacked([prompt["pixel_values"][0] for prompt in prompts])
         prompts = [p | {"pixel_values": images[[n]]} for n, p in enumerate(prompts)]
     packed = {
@@ -134,7 +134,7 @@ def test_prompts_packed_into_one_row(family, rows):
 
     ends = [family.by_hand(model, prompt, family.third, 1)[0] for prompt in prompts]
     wholes = [forward(*family.plain(model, prompt)).logits[0] for prompt in prompts]
-    if family.name != "llava_next":  # its whole prompt has other positions than those given
+    if not family.newlines:  # its whole prompt has other positions than those given
         unpatched = forward(model, packed, **given).logits[0]
         if not torch.allclose(unpatched, torch.cat(wholes), atol=1e-6):
             # With positions in three rows transformers does not see where the second begins.

@@ -12,9 +12,8 @@ from matrix import over_families, over_transformers
 import hiprune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# q/k (or qkv) and what follows them, of the tower alone.
-LORA = {"llava": ["q_proj", "k_proj"], "qwen2_5_vl": ["qkv"]}
-REST = {"llava": ["v_proj", "out_proj", "fc1"], "qwen2_5_vl": ["proj", "gate_proj"]}
+# What of a tower's layers gets a LoRA: what is scored, what follows it, or both.
+LORA, REST, BOTH = ("scored",), ("rest",), ("scored", "rest")
 
 
 def gradients(model, arguments, labels):
@@ -63,7 +62,7 @@ def test_gradients_of_a_pruned_prompt_are_those_made_by_hand(family):
     labels = labels_of(family, arguments)
     (row,) = family.alone(arguments, [1])
     by_hand = family.model()  # of the same weights
-    logits = _loss_by_hand(family, by_hand, row)
+    logits = family.graded(by_hand, row)
     ids = labels[0, -4:]
     torch.nn.functional.cross_entropy(logits[-5:-1].float(), ids).backward()
     expected = {n: p.grad for n, p in by_hand.named_parameters() if p.grad is not None}
@@ -71,30 +70,13 @@ def test_gradients_of_a_pruned_prompt_are_those_made_by_hand(family):
     tail[:, :-4] = -100
     with hiprune.prune(model, family.config(family.third)):
         found = gradients(model, arguments, tail)
-    tower = [n for n in expected if "vision_tower" in n or "visual" in n]
+    tower = [n for n in expected if "_tower" in n or "visual" in n]
     assert any(expected[n].abs().sum() > 0 for n in tower), "the tower learns"
     missing = [n for n in expected if n not in found and expected[n].abs().sum() > 0]
     assert not missing
     for name, gradient in expected.items():
         if name in found:
             close(found[name], gradient)
-
-
-def _loss_by_hand(family, model, row):
-    """Logits (T', V) that a backward pass goes through: the oracles' functions without no_grad."""
-    if family.name == "qwen2_5_vl":
-        import qwen_models as made
-
-        (prompt,) = made.pruned_rows_by_hand.__wrapped__(
-            model, row, lambda tokens: max(1, round(family.third * tokens))
-        )
-        return made.continue_by_hand.__wrapped__(model, *prompt, 1)[0]
-    import llava_hf_models as made
-
-    model.set_attn_implementation({"vision_config": "eager"})
-    features = made.features_by_hand.__wrapped__(family.name, row, family.third, model=model)
-    prompt = made.prompt_by_hand.__wrapped__(family.name, row, features, model=model)
-    return model(**prompt).logits[0]
 
 
 @over_families
@@ -143,7 +125,7 @@ def lora(family, model, targets, **more):
     """A LoRA large enough to change what is kept."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    names = targets.get(family.name, targets["llava"])
+    names = [name for target in targets for name in getattr(family, target)]
     modules = [
         name for name, _ in family.tower(model).named_modules() if name.rpartition(".")[2] in names
     ]
@@ -236,12 +218,11 @@ def test_lora_of_the_tower_learns(family):
     """Through scored layers and the one that runs for kept tokens alone."""
     model = family.model()
     arguments, labels = with_labels(family, model)
-    both = {name: LORA[name] + REST[name] for name in LORA}
-    adapted = lora(family, model, both)
+    adapted = lora(family, model, BOTH)
     with hiprune.prune(model, family.config(family.third)):
         found = gradients(adapted, arguments, labels)
     # What runs in no layer beyond the output layer gets none, unpatched as well.
-    beyond = f"layers.{len(family.layers(model)) - 1}." if family.name != "qwen2_5_vl" else "none"
+    beyond = f"layers.{len(family.layers(model)) - 1}." if family.output == -2 else "none"
     wanted = [n for n, p in adapted.named_parameters() if p.requires_grad and beyond not in n]
     assert wanted
     silent = [n for n in wanted if n not in found or not found[n].abs().sum() > 0]

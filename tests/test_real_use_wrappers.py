@@ -21,7 +21,7 @@ def test_hooks_of_others_fire(family, late):
     model, fired = family.model(), []
     arguments = family.inputs(model, BATCH)
     layers = family.layers(model)
-    output = -1 if family.name == "qwen2_5_vl" else -2  # CLIP's features are the last but one's
+    output = family.output
     modules = {
         "tower": family.tower(model),
         "output layer": layers[output],
@@ -58,7 +58,7 @@ def test_a_hook_that_changes_what_passes_is_heeded(family, where):
     model = family.model()
     arguments = family.inputs(model, BATCH)
     layers = family.layers(model)
-    layer = layers[-1 if family.name == "qwen2_5_vl" else -2]
+    layer = layers[family.output]
     layer = layers[family.object_layer - 1] if where == "object layer" else layer
     module = getattr(layer, family.attention) if where == "attention" else layer
 

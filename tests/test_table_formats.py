@@ -9,10 +9,8 @@ import subprocess
 import pytest
 from table_logs import CHECKPOINT, Logs, in_the_csv
 
-from scripts.tables.__main__ import FORMATS
 from scripts.tables.choice import NUMBERS, all_that_ran, chosen
-from scripts.tables.latex import SPECIAL, escape
-from scripts.tables.lines import HEADER
+from scripts.tables.render import FORMATS, HEADER, SPECIAL, escape
 from scripts.tables.runs import read_tables
 from scripts.tables.sheet import (
     DIFFERENCE,

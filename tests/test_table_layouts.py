@@ -17,17 +17,20 @@ from table_logs import (
 )
 from table_logs import SCORES as OURS
 
-from hiprune.config import DEFAULT_ALPHA, FAMILIES
 from scripts.benchmarks import BENCHMARKS
 from scripts.tables import ablations as ablation_settings
-from scripts.tables.__main__ import FORMATS, parse
+from scripts.tables.__main__ import parse
 from scripts.tables.choice import NUMBERS, all_that_ran, chosen
-from scripts.tables.measures import LMMS_EVAL, PAPER_MEASURES
+from scripts.tables.notes import LMMS_EVAL, PAPER_MEASURES
 from scripts.tables.paper import ALPHA, OBJECT_LAYERS, SCORES, TABLES, UNPRUNED, paper_rows
+from scripts.tables.render import FORMATS
 from scripts.tables.runs import read_tables
 from scripts.tables.sheet import MISSING
 
 TABLE_2 = ["GQA", "MMB", "MMB_CN", "MME", "POPE", "SQA_IMG", "VQAv2", "TextVQA", "VizWiz"]
+
+
+PAPERS = {"llava": 9, "llava_next": 9, "qwen2_5_vl": 16}  # l, as the paper says it
 
 
 @pytest.fixture
@@ -36,8 +39,9 @@ def logs(tmp_path):
 
 
 def test_the_papers_settings_are_the_packages_defaults():
-    assert ALPHA == DEFAULT_ALPHA
-    assert {name: family.object_layer for name, family in FAMILIES.items()} == OBJECT_LAYERS
+    assert ALPHA == 0.1
+    assert {model.family for table in TABLES.values() for model in table.models} == set(PAPERS)
+    assert {name: OBJECT_LAYERS[name] for name in PAPERS} == PAPERS
     for name, benchmark in BENCHMARKS.items():
         budgets = [UNPRUNED, *benchmark.retentions]
         assert list(paper_rows(benchmark.checkpoint)) == budgets, name

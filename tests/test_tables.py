@@ -16,7 +16,8 @@ from table_logs import (
     parse_markdown,
 )
 
-from scripts.tables.__main__ import read_tables, render
+from scripts.tables.layouts import render
+from scripts.tables.runs import read_tables
 from scripts.tables.sheet import MARK, MISSING
 
 LAST = ["avg %", "columns", "tokens in the LLM"]

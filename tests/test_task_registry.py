@@ -1,16 +1,18 @@
-"""task_registry: tasks, groups and typos are told from lmms-eval's files before anything runs."""
+"""bench.registry: tasks, groups and typos are told from lmms-eval's files before anything runs."""
 
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from program import run_here
 
 from hiprune import HiPruneError
 from scripts.bench.registry import _values, read_registry
 from scripts.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[1]
+BENCH = ROOT / "scripts"
 DEFAULTS = sorted({task for benchmark in BENCHMARKS.values() for task in benchmark.tasks})
 
 
@@ -44,17 +46,26 @@ def test_groups_and_tags_and_what_they_hold():
     assert {"mmbench_en_dev", "mmbench_cn_dev"} <= set(registry.tasks("mmbench"))
 
 
+def test_what_only_a_template_holds_is_left_to_lmms_evals_own_index(monkeypatch):
+    class Index:  # reading all the files as it does takes ten seconds
+        def __init__(self, level):
+            asked.append(level)
+            self.task_index = {"verl_reasoning": {"task": ["charxiv_val_reasoning"]}}
+
+    asked = []
+    monkeypatch.setitem(sys.modules, "lmms_eval.tasks", SimpleNamespace(TaskManager=Index))
+    registry = read_registry(["nobody_s_task"])
+    assert not asked  # no file has the name
+    with pytest.raises(HiPruneError, match="'nobody_s_task': expected a task or group"):
+        registry.check(["nobody_s_task"], None)
+    assert read_registry(["verl_reasoning"]).tasks("verl_reasoning") == ["charxiv_val_reasoning"]
+    assert asked == ["ERROR"]
+
+
 def bench(tmp_path, **variables):
     """The program, as bench_llava.sh starts it: it ends before anything is loaded or written."""
     environment = {"PATH": "", "OUTPUT": str(tmp_path / "logs"), "HOME": str(tmp_path), **variables}
-    command = [sys.executable, "-W", "ignore", str(ROOT / "scripts"), "bench"]
-    done = subprocess.run(
-        [*command, "--family", "llava_hf"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_here(BENCH, "bench", "--family", "llava_hf", environment=environment)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     return line

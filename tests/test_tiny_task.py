@@ -13,9 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from scripts.bench import tiny
-from scripts.bench.settings import read_settings
 from scripts.benchmarks import BENCHMARKS
+from scripts.tiny import task as tiny
 from scripts.tiny import tiny_task
 from scripts.tiny.questions import KINDS
 from scripts.tiny.scenes import DRAWINGS, make_scene
@@ -231,18 +230,18 @@ def test_what_was_cut_off_is_made_anew(making):
 
 
 @pytest.mark.parametrize("family", BENCHMARKS)
-def test_what_each_benchmark_needs(family, tmp_path, monkeypatch):
+def test_what_each_benchmark_needs(family, monkeypatch):
     made = {}
     monkeypatch.setattr(tiny, "_make", lambda path, sources, make: made.update({path: sources}))
-    settings = read_settings(BENCHMARKS[family], True, {"OUTPUT": str(tmp_path)})
-    tiny.make_tiny(settings)
-    assert settings.include_path in made
-    asset = ROOT / "assets" / settings.benchmark.tiny.asset
+    benchmark = BENCHMARKS[family]
+    tiny.make_tiny(benchmark)
+    assert benchmark.task_folder in made
+    asset = ROOT / "assets" / benchmark.tiny.asset
     if family in ("llava", "llava_next"):  # of all that is converted; a new card changes nothing
-        sources = set(made[settings.benchmark.tiny.checkpoint])
+        sources = set(made[benchmark.tiny.checkpoint])
         needed = ("config.json", "model.safetensors", "tokenizer.model")
         assert {asset / name for name in needed} < sources
         assert not {asset / "README.md", asset / "curve.jsonl"} & sources
     else:
-        assert settings.checkpoint == str(asset) and len(made) == 1
+        assert benchmark.tiny.checkpoint == asset and len(made) == 1
     assert all(source.is_file() for sources in made.values() for source in sources)

@@ -14,12 +14,11 @@ from PIL import Image
 transformers = pytest.importorskip("transformers", minversion="5")
 
 from scripts.tiny import loop  # noqa: E402
-from scripts.tiny.architecture import FAMILIES, make_trainee  # noqa: E402
 from scripts.tiny.batches import IGNORED, Steps, targets  # noqa: E402
 from scripts.tiny.export import export  # noqa: E402
-from scripts.tiny.optimiser import schedule  # noqa: E402
+from scripts.tiny.loop import FAMILIES, make_trainee  # noqa: E402
 from scripts.tiny.questions import ANSWERS, KINDS, MARGIN, ask  # noqa: E402
-from scripts.tiny.recipe import RECIPES, Recipe  # noqa: E402
+from scripts.tiny.recipe import RECIPES, Recipe, schedule  # noqa: E402
 from scripts.tiny.scenes import COLOURS, SHAPES, make_scene  # noqa: E402
 from scripts.tiny.trainee import COLUMNS, Trainee  # noqa: E402
 

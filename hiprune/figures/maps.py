@@ -24,22 +24,22 @@ def received_attention_maps(vision_model: Any, pixel_values: Tensor, **inputs: A
 
     Args:
         vision_model: a vision encoder of transformers: CLIP, SigLIP, SigLIP2, ViT, DeiT, DINOv2
-            (with registers or without), or the vision tower of Qwen2.5-VL (``model.model.visual``).
-            Of a LLaVA, its ``model.model.vision_tower``.
+            (with registers or without), or the vision tower of Qwen2-VL, Qwen2.5-VL or Qwen3-VL
+            (``model.model.visual``). Of a LLaVA, its ``model.model.vision_tower``.
         pixel_values: as the encoder's image processor gives them.
         inputs: what else the encoder's forward takes: ``pixel_attention_mask`` and
-            ``spatial_shapes`` of SigLIP2, ``grid_thw`` of Qwen2.5-VL,
+            ``spatial_shapes`` of SigLIP2, ``grid_thw`` of Qwen's,
             ``interpolate_pos_encoding`` of others.
 
     Returns:
         (layers, images, tokens) float32, tokens in raster order. SigLIP2: padding, which neither
-        attends nor is attended to, scores 0. Qwen2.5-VL: merged tokens, the mean of their patches'
+        attends nor is attended to, scores 0. Qwen's: merged tokens, the mean of their patches'
         scores; a windowed block is scored within its windows, as it attends; the frames of a video
         count as images.
 
     Raises:
         HiPruneError: an encoder of another kind, or one of its layers that did not run exactly
-            once; Qwen2.5-VL: images of different grids (give them one by one).
+            once; Qwen's: images of different grids (give them one by one).
     """
     return maps_and_features(vision_model, pixel_values, **inputs)[0]
 
@@ -52,7 +52,7 @@ def maps_and_features(
 
     Returns:
         The maps, and (images, tokens, C) features of the last layer, as the encoder's
-        ``last_hidden_state`` has them, without the extra tokens (Qwen2.5-VL: merged tokens, after
+        ``last_hidden_state`` has them, without the extra tokens (Qwen's: merged tokens, after
         the merger's projection, as its ``pooler_output`` has them).
     """
     return _adapter(vision_model).run(vision_model, pixel_values, **inputs)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hiprune.figures.analysis import ranks
+from hiprune.figures.colours import BLUE, VERMILION, YELLOW
 from hiprune.figures.token_grids import TokenGrid
 from hiprune.selection import TokenSelection
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from PIL.Image import Image
 
-# Okabe and Ito's vermilion, yellow and blue
-COLOURS = {"anchor": "#D55E00", "buffer": "#F0E442", "register": "#0072B2"}
+COLOURS = {"anchor": VERMILION, "buffer": YELLOW, "register": BLUE}
 PADDING = "0.92"  # what the tower saw beyond the image
 _DROPPED = (0.0, 0.0, 0.0, 0.68)
 _RANKS = {"cmap": "viridis", "vmin": 0.0, "vmax": 1.0}  # even in lightness

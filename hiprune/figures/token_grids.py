@@ -89,6 +89,31 @@ def cropped_box(size: tuple[int, int], shortest: int, crop: tuple[int, int]) -> 
     return (left, top, right, bottom)
 
 
+def tiled_grids(size: tuple[int, int], tiles: tuple[int, int], columns: int) -> list[TokenGrid]:
+    """InternVL's tiles as one picture, and the thumbnail, which follows where there are several.
+
+    The image is resized to the tiles' canvas, whatever its proportions; tiles come row by row.
+
+    Args:
+        size: (width, height) of the image.
+        tiles: rows and columns of tiles.
+        columns: c, tokens of a tile's side; N = c * c.
+    """
+    rows_of_tiles, columns_of_tiles = tiles
+    count = rows_of_tiles * columns_of_tiles
+    total = (count if count == 1 else count + 1) * columns**2
+    row = torch.arange(rows_of_tiles * columns).unsqueeze(1)
+    column = torch.arange(columns_of_tiles * columns).unsqueeze(0)
+    tile = row // columns * columns_of_tiles + column // columns
+    order = tile * columns**2 + row % columns * columns + column % columns
+    name = "image" if count == 1 else f"grid of {rows_of_tiles} x {columns_of_tiles} tiles"
+    grids = [TokenGrid(name, *order.shape, whole_box(size), order.flatten(), total)]
+    if count > 1:
+        last = torch.arange(total - columns**2, total)
+        grids.append(TokenGrid("thumbnail", columns, columns, whole_box(size), last, total))
+    return grids
+
+
 def anyres_grids(
     size: tuple[int, int], views: tuple[int, int], side: int, columns: int
 ) -> list[TokenGrid]:

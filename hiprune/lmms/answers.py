@@ -62,9 +62,9 @@ class Answers:
         folder = os.environ.get(FOLDER)
         return cls(folder, rank, decides() if folder else None)
 
-    def key(self, task: str, context: str, images: Sequence[Any], settings: dict) -> str | None:
-        """Of a question, with what its images show; None where its answer is not to be kept: of
-        other media, or drawn at random."""
+    def key(self, task: str, context: Any, images: Sequence[Any], settings: dict) -> str | None:
+        """Of a question (text, or messages), with what its images show; None where its answer is
+        not to be kept: of other media, or drawn at random."""
         if (
             self._file is None
             or settings.get("do_sample")

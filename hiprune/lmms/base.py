@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -97,30 +97,39 @@ class PrunedLmms:
     def generate_until(self, requests: list) -> list[str]:
         """One answer a request; prompts, order and defaults are the stock class's."""
         collator = Collator(
-            [(*request.args, _is_padding(request)) for request in requests],
+            [(*self._arguments(request), _is_padding(request)) for request in requests],
             lambda args: (-len(self.tokenizer.encode(args[0])), args[0]),
             grouping=True,
         )
         answers = []
         with tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar:
             for chunk in collator.get_batched(n=self.batch_size):
-                contexts, settings, _, doc_ids, tasks, _, padding = zip(*chunk, strict=True)
+                _, settings, _, doc_ids, tasks, _, padding = zip(*chunk, strict=True)
                 with self._named_failure(tasks[0], doc_ids):
-                    visuals = [
-                        list(to_visual(self.task_dict[task][split][doc_id]) or [])
-                        for _, _, to_visual, doc_id, task, split, _ in chunk
+                    asked = [
+                        self._ask(context, to_prompt, self.task_dict[task][split][doc_id])
+                        for context, _, to_prompt, doc_id, task, split, _ in chunk
                     ]
+                    contexts, visuals = zip(*asked, strict=True)
                     texts = self._kept_or_new(tasks, contexts, visuals, settings[0], padding)
                 answers.extend(texts)
                 bar.update(len(chunk))
         self.record.gather(self.accelerator)
         return collator.get_original(answers)
 
+    def _arguments(self, request: Any) -> tuple:
+        """Context, generation settings, what makes a prompt of a document, and where that is."""
+        return request.args
+
+    def _ask(self, context: str, to_prompt: Callable, doc: Any) -> tuple[Any, list]:
+        """The prompt of a document, as ``_answer`` takes it, and its images."""
+        return context, list(to_prompt(doc) or [])
+
     def _kept_or_new(
         self,
         tasks: Sequence[str],
-        contexts: Sequence[str],
-        visuals: list[list],
+        contexts: Sequence[Any],
+        visuals: Sequence[list],
         settings: dict,
         padding: Sequence[bool],
     ) -> list[str]:
@@ -213,13 +222,10 @@ def unquoted(path: str) -> str:
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
-def check_arguments(unknown: dict, prune: object, dtype: str, stock: str) -> None:
+def check_arguments(unknown: dict, prune: object, dtype: str, expected: str) -> None:
     """Raise a HiPruneError for arguments that a model of ours does not take."""
     if unknown:
-        raise HiPruneError(
-            f"model_args: {', '.join(sorted(unknown))}; expected the arguments of lmms-eval's "
-            f"{stock}, prune and dtype"
-        )
+        raise HiPruneError(f"model_args: {', '.join(sorted(unknown))}; expected {expected}")
     if not isinstance(prune, bool):
         raise HiPruneError(f"prune={prune!r}: expected True or False")
     if dtype not in DTYPES:

@@ -45,7 +45,9 @@ class LlavaHiPrune(PrunedLmms, Llava):
         **unknown: Any,
     ) -> None:
         super(Llava, self).__init__()  # the stock class's own loads the model in its own way
-        check_arguments(unknown, prune, dtype, "llava")
+        check_arguments(
+            unknown, prune, dtype, "the arguments of lmms-eval's llava, prune and dtype"
+        )
         if customized_config is not None:
             raise HiPruneError(
                 f"customized_config={customized_config!r}: the released llava package takes none"

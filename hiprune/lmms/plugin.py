@@ -10,4 +10,6 @@ def manifests() -> list:
         "llava_hf_hiprune": "hiprune.lmms.llava_hf.LlavaHfHiPrune",
         "qwen2_5_vl_hiprune": "hiprune.lmms.qwen.Qwen25VLHiPrune",
     }
-    return [ModelManifest(model_id=name, simple_class_path=path) for name, path in classes.items()]
+    chat = ModelManifest(model_id="hiprune_hf", chat_class_path="hiprune.lmms.hf.HiPruneHf")
+    simple = [ModelManifest(model_id=name, simple_class_path=classes[name]) for name in classes]
+    return [chat, *simple]

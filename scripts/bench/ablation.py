@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hiprune import HiPruneConfig, HiPruneError
-from scripts.bench.plan import finished_tables, number, plan
+from scripts.bench.plan import finished_tables, plan
 from scripts.bench.process import Run
 from scripts.bench.settings import Settings, read_settings
 from scripts.benchmarks import Benchmark
-from scripts.tables.ablations import all_fields, sweeps
+from scripts.numbers import number
+from scripts.tables.ablations import all_fields, scores_of, sweeps
 from scripts.tables.paper import UNPRUNED, short_name
-from scripts.tables.sweeps import draw_sweeps, render, scores_of
+from scripts.tables.summaries import draw_sweeps, render_ablations
 
 # Of the paper's Tables 6 and 11; a family's benchmark may lack some of them.
 TASKS = ("gqa", "mme", "pope", "vizwiz_vqa_val")
@@ -64,7 +65,7 @@ def report(settings: Settings) -> None:
     if not scores(config()):
         print("\nno table: the run with the default settings has not finished")
         return
-    text = render(family, settings.checkpoint, budget, config, scores)
+    text = render_ablations(family, settings.checkpoint, budget, config, scores)
     file = settings.folder / "ablation.md"
     file.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\ntable: {file}")

@@ -18,6 +18,7 @@ command is started again.
 
 what to evaluate
   CKPT            checkpoint, on the hub or a folder     (default $DEFAULT_CKPT)
+                  (transformers' own: of any supported family, with that one's budgets and l)
   TASKS           lmms-eval tasks                        (default $DEFAULT_TASKS)
   RETENTIONS      budgets, and 'unpruned'                (default unpruned $DEFAULT_RETENTIONS)
   $RETENTION_USAGE

@@ -48,7 +48,8 @@ def identity(settings: Settings) -> dict[str, object]:
         "hiprune": version("hiprune"),
     }
     if settings.tiny:
-        found["task"] = files_hash(settings.include_path.rglob("*"), settings.include_path)
+        task = settings.benchmark.task_folder
+        found["task"] = files_hash(task.rglob("*"), task)
     return found
 
 
@@ -60,9 +61,9 @@ def differences(settings: Settings) -> list[str]:
         if folder == settings.folder or not re.fullmatch(r"(_[0-9a-f]{8})?", rest):
             continue
         try:
-            theirs = json.loads((folder / STATED).read_text(encoding="utf-8"))
-            names = sorted(settings.identity.keys() | theirs.keys())
-            pairs = [(name, theirs.get(name), settings.identity.get(name)) for name in names]
+            stated = json.loads((folder / STATED).read_text(encoding="utf-8"))
+            names = sorted(settings.identity.keys() | stated.keys())
+            pairs = [(name, stated.get(name), settings.identity.get(name)) for name in names]
             what = "; ".join(
                 f"{name} {was!r}, now {is_!r}" for name, was, is_ in pairs if was != is_
             )

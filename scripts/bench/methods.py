@@ -7,14 +7,15 @@ from dataclasses import replace
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import DEFAULT_ALPHA
-from scripts.bench.plan import finished_tables, number, plan
+from scripts.bench.plan import finished_tables, plan
 from scripts.bench.process import Run
 from scripts.bench.settings import Settings, read_settings
 from scripts.benchmarks import Benchmark
+from scripts.numbers import number
+from scripts.tables.ablations import table_of
 from scripts.tables.columns import are_accuracies
-from scripts.tables.curves import Curve, draw, render
 from scripts.tables.paper import UNPRUNED, short_name
-from scripts.tables.sweeps import table_of
+from scripts.tables.summaries import curve_of, draw_methods, render_methods
 
 SEEDS = (0, 1, 2)
 WITH_ALPHA = ("hiprune", "hiprune_pp")
@@ -77,22 +78,15 @@ def report(settings: Settings) -> None:
     if base is None:
         print("\nno table: the unpruned run has not finished")
         return
-    curves = []
-    for method, several in configs(settings).items():
-        tables = [table_of(found, config) for config in several]
-        rows = {
-            budget: [t.rows[budget] for t in tables if t and budget in t.rows] for budget in budgets
-        }
-        tokens = {
-            budget: next((t.tokens(budget) for t in tables if t and budget in t.rows), None)
-            for budget in budgets
-        }
-        curves.append(Curve(method, rows, tokens))
+    curves = [
+        curve_of(method, [table_of(found, config) for config in several], budgets)
+        for method, several in configs(settings).items()
+    ]
     accuracies = are_accuracies(base)
-    text = render(short_name(settings.checkpoint), base, curves, accuracies)
+    text = render_methods(short_name(settings.checkpoint), base, curves, accuracies)
     file = settings.folder / "methods.md"
     file.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\ntable: {file}")
     title = f"{short_name(settings.checkpoint)}: score over kept tokens"
-    if draw(title, base, curves, accuracies, file.with_suffix(".png")):
+    if draw_methods(title, base, curves, accuracies, file.with_suffix(".png")):
         print(f"curve: {file.with_suffix('.png')}")

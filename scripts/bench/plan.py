@@ -14,8 +14,10 @@ from hiprune.config import DEFAULT_ALPHA
 from scripts.bench.identity import SEED
 from scripts.bench.process import Run
 from scripts.bench.settings import Settings
-from scripts.tables.__main__ import Table, read_tables, render
+from scripts.numbers import number
+from scripts.tables.layouts import render
 from scripts.tables.paper import UNPRUNED
+from scripts.tables.runs import Table, read_tables
 
 
 def plan(settings: Settings) -> list[Run]:
@@ -64,10 +66,6 @@ def _changed(settings: Settings) -> list[str]:
     return found + [f"{name} {value}" for name, value in config.variant().items()]
 
 
-def number(budget: str) -> int | float:
-    return float(budget) if "." in budget else int(budget)
-
-
 def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[str]:
     model_args = {
         **settings.model_args,
@@ -84,7 +82,7 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
     command += ["--tasks", task, "--batch_size", "1", "--log_samples", "--output_path", str(folder)]
     command += ["--seed", SEED]
     if settings.tiny:
-        command += ["--include_path", str(settings.include_path)]
+        command += ["--include_path", str(settings.benchmark.task_folder)]
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     return command

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.bench.guard import GRACE_SECONDS
-from scripts.tables.results import fault_of
+from scripts.tables.results import fault_of, results_files
 
 ANSWERS = "answers"  # in a run's folder until it has finished: hiprune/lmms/answers.py
 GUARD = Path(__file__).with_name("guard.py")
@@ -97,7 +98,7 @@ class Run:
             shutil.rmtree(running / ANSWERS, ignore_errors=True)  # the samples' file has them
             running.rename(self.folder)
             return None
-        written = any(running.rglob("*_results.json"))
+        written = bool(results_files(running))
         running.rename(self.failed_folder)
         if status == 0 and written:
             return fault.replace(str(running), str(self.failed_folder))
@@ -151,7 +152,6 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> int:
         return process.wait()
     finally:
         _end(process)
-        process.stdin.close()
         if sys.stdout.isatty():
             print("\r\033[K", end="", flush=True)
 
@@ -165,6 +165,9 @@ def _show(pieces: list[bytes]) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
+    process.stdin.close()  # the guard ends the command, and what is out of its group
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(2 * GRACE_SECONDS)
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)
@@ -182,10 +185,10 @@ def _reason(log: Path, status: int) -> str:
     text = log.read_text(errors="replace")
     told = re.findall(r"Error during evaluation: (.+?)\. Please set `--verbosity", text, re.S)
     # "task ..., sample ...": how our model ends when it is one process of several.
-    kinds = r"(?:\w+\.)*\w*(?:Error|Exception)\b|task \S+, sample "
-    errors = re.findall(rf"^(?:\[rank\d+\]: *)?((?:{kinds}).*)$", text, re.M)
-    said = [*told[-1:], *reversed(errors)]
-    causes = [line for line in said if not re.match(WRAPPERS, line)]
+    causes_begin = r"(?:\w+\.)*\w*(?:Error|Exception)\b|task \S+, sample "
+    errors = re.findall(rf"^(?:\[rank\d+\]: *)?((?:{causes_begin}).*)$", text, re.M)
+    candidates = [*told[-1:], *reversed(errors)]
+    causes = [line for line in candidates if not re.match(WRAPPERS, line)]
     if causes:
         return _one_line(causes[0])
     signals = re.findall(SIGNALLED, text)
@@ -195,8 +198,8 @@ def _reason(log: Path, status: int) -> str:
         return f"one of the processes was ended by {signals[0]}"
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
-    if said:
-        return _one_line(said[0])
+    if candidates:
+        return _one_line(candidates[0])
     lines = [line for line in text.splitlines() if line.strip()]
     return f"exit status {status}" + (f": {lines[-1].strip()[:300]}" if lines else "")
 

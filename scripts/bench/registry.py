@@ -1,22 +1,36 @@
-"""lmms-eval's tasks, groups and tags by name, checked before the first run.
+"""lmms-eval's tasks, groups and tags by name, checked before the first run; and their data.
 
 Its files are read as text, few of them where that will do: lmms-eval's own index of its thousands
-takes longer than the rest of a start.
+takes longer than the rest of a start. Most tasks load their data with ``token=True``: without a
+login to the hub even public data fail, but for what is in the cache already.
+
+    python -m scripts.bench.registry TASK ...    prints {task: its data set} of those that cannot
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
+
 from hiprune import HiPruneError
+from scripts.benchmarks import ROOT
 
 _KEY = re.compile(r"^[\"']?(task|group|tag)[\"']? *:(.*)$")
 PAIRED = ("mme",)  # tasks of two questions an image, scored together
+WHY = (
+    "{data} is not on this machine, and without a login to the hub lmms-eval does not load it "
+    "(`hf auth login`, or HF_TOKEN)"
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +52,9 @@ class Registry:
         for name in names:
             if name not in self.files and name not in self.groups:
                 near = get_close_matches(name, known, 3)
-                said = f" ({' or '.join(near)}?)" if near else ""
+                suggestion = f" ({' or '.join(near)}?)" if near else ""
                 raise HiPruneError(
-                    f"TASKS: {name!r}: expected a task or group of lmms-eval{said}; "
+                    f"TASKS: {name!r}: expected a task or group of lmms-eval{suggestion}; "
                     "`python -m lmms_eval --tasks list` has all"
                 )
             odd = [task for task in self.tasks(name) if task in PAIRED]
@@ -54,16 +68,20 @@ class Registry:
 def read_registry(names: Iterable[str]) -> Registry:
     """As much of lmms-eval's task files as tells of ``names``."""
     names, registry = set(names), Registry()
+    mentioned = set()  # those that a file or template holds, in whatever form
     own = Path(find_spec("lmms_eval").origin).parent / "tasks"
     # Most tasks lie in a folder whose name theirs begins with: for them the rest is not read.
     likely = [f for f in own.iterdir() if any(name.startswith(f.name) for name in names)]
     for folder in (*likely, own):
         if folder == own and names <= registry.files.keys():
             break
-        for path in folder.rglob("*.yaml"):
+        for path in folder.rglob("*yaml"):
             if folder != own or path.relative_to(own).parts[0] not in {f.name for f in likely}:
-                _add(registry, path)
-    if names <= registry.files.keys() | registry.groups.keys():
+                text = path.read_text(encoding="utf-8-sig", errors="replace")
+                mentioned.update(name for name in names if name in text)
+                _add(registry, path, text)
+    unknown = names - registry.files.keys() - registry.groups.keys()
+    if not unknown & mentioned:
         return registry
     # One of few files in another form, or no task: lmms-eval's own index is slow, and decides.
     from lmms_eval.tasks import TaskManager
@@ -79,8 +97,8 @@ def read_registry(names: Iterable[str]) -> Registry:
     return registry
 
 
-def _add(registry: Registry, path: Path) -> None:
-    found = _values(path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+def _add(registry: Registry, path: Path, text: str) -> None:
+    found = _values(text.splitlines())
     task, group = found.get("task"), found.get("group")
     if isinstance(task, str):
         registry.files.setdefault(task, path)
@@ -114,3 +132,68 @@ def _values(lines: list[str]) -> dict[str, str | list[str]]:
 def _bare(text: str) -> str:
     """Without a comment and quotes."""
     return re.sub(r"(^|\s)#.*$", "", text).strip().strip("\"'")
+
+
+def without_access(tasks: Iterable[str]) -> dict[str, str]:
+    """Task -> why it cannot load its data; empty where there is a login."""
+    from huggingface_hub import get_token
+
+    tasks = list(dict.fromkeys(tasks))
+    if not tasks or get_token() is not None:
+        return {}
+    # A process of its own: datasets reads the variable when it is imported.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "scripts"), "bench.registry", *tasks],
+        env={**os.environ, "HF_DATASETS_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:  # the runs will tell what is wrong
+        return {}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {task: WHY.format(data=data) for task, data in found.items()}
+
+
+def needs_login(config: Mapping) -> bool:
+    """Does a task with this configuration ask the hub for its data, by name?"""
+    arguments = config.get("dataset_kwargs") or {}
+    return bool(arguments.get("token")) and not arguments.get("load_from_disk")
+
+
+class _Loader(yaml.SafeLoader):
+    """lmms-eval's own imports torch and what the task's functions need: seconds."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: node.value)
+
+
+def read_config(path: Path) -> dict:
+    """A task's file, over those that it includes; functions stay names."""
+    config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    included = config.get("include", [])
+    for name in [included] if isinstance(included, str) else reversed(included):
+        config = {**read_config(path.parent / name), **config}
+    return config
+
+
+def main() -> int:
+    from datasets import load_dataset_builder
+
+    missing = {}
+    tasks = sys.argv[1:]
+    files = read_registry(tasks).files
+    for task, path in ((task, files[task]) for task in tasks if task in files):
+        config = read_config(path)
+        if not needs_login(config):
+            continue
+        data, part = config["dataset_path"], config.get("dataset_name")
+        try:
+            load_dataset_builder(data, part)
+        except Exception:  # whatever it is that datasets raises for what it does not find
+            missing[task] = f"data set {data}" + (f" ({part})" if part else "")
+    print(json.dumps(missing))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

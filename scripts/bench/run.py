@@ -16,15 +16,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hiprune import HiPruneError
-from scripts.bench.hub_access import without_access
 from scripts.bench.identity import differences, with_identity
 from scripts.bench.process import Run
-from scripts.bench.registry import Registry, read_registry
+from scripts.bench.registry import Registry, read_registry, without_access
 from scripts.bench.settings import Settings
-from scripts.bench.tiny import make_tiny
 from scripts.benchmarks import Benchmark
 from scripts.env.file_lock import holder, locked
 from scripts.tables.columns import TINY_TASK
+from scripts.tiny.task import make_tiny
 
 NO_LOGIN = """note: no login to the model and data hub (`hf auth login`, or HF_TOKEN set to one).
 lmms-eval asks for one even where data are public. Left out until then: {tasks}.
@@ -68,7 +67,7 @@ def evaluate(
         print(NO_KEY.format(key=key), flush=True)
     try:
         if settings.tiny:
-            make_tiny(settings)
+            make_tiny(settings.benchmark)
         settings = with_identity(settings)
         for line in differences(settings):
             print(f"note: runs of other settings, left as they are: {line}")
@@ -80,7 +79,7 @@ def evaluate(
         def diagnose(run: Run, reason: str) -> str | None:
             if settings.tiny and run.task == TINY_TASK:
                 return reason
-            return why_nothing_runs(benchmark, read, runs_of)
+            return why_nothing_runs(settings.benchmark, read, runs_of)
 
         failures = run_all(runs, barred, diagnose)
     except KeyboardInterrupt:
@@ -143,7 +142,7 @@ def why_nothing_runs(
     """Why even the small model cannot be evaluated in this environment; None where it can."""
     with tempfile.TemporaryDirectory() as folder:
         settings = read(benchmark, True, {"LIMIT": "2", "OUTPUT": folder})
-        make_tiny(settings)
+        make_tiny(settings.benchmark)
         return runs_of(settings)[0].execute()
 
 

@@ -12,7 +12,9 @@ import torch
 
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import FAMILIES
-from scripts.benchmarks import ROOT, TINY, Benchmark
+from scripts.bench.checkpoint import of_checkpoint
+from scripts.benchmarks import ROOT, Benchmark
+from scripts.numbers import integer
 from scripts.tables.paper import UNPRUNED
 
 LEAST_SHARE = 0.0005  # of the 2,048 tokens that Qwen2.5-VL's processor makes at most
@@ -64,11 +66,6 @@ class Settings:
         """The default l."""
         return _object_layer(self.benchmark, self.tiny)
 
-    @property
-    def include_path(self) -> Path:
-        """Folder of the task of --tiny."""
-        return TINY / "tasks" / self.benchmark.family
-
 
 def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
     """Check everything that can be checked before hours of work.
@@ -76,6 +73,8 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     Raises:
         HiPruneError: a variable that is set to anything unexpected.
     """
+    if not tiny and env.get("CKPT"):
+        benchmark = of_checkpoint(benchmark, env["CKPT"])
     env = {"HIPRUNE_OBJECT_LAYER": str(_object_layer(benchmark, tiny)), **env}
     single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")
     if single is not None and several is not None:
@@ -108,8 +107,8 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
         checkpoint=env.get("CKPT") or _default_checkpoint(benchmark, tiny),
         tasks=tasks,
         budgets=budgets,
-        processes=_count(env, "NUM_PROCESSES", 1),
-        limit=_count(env, "LIMIT", None),
+        processes=integer(env.get("NUM_PROCESSES", "1"), 1, name="NUM_PROCESSES"),
+        limit=integer(env["LIMIT"], 1, name="LIMIT") if "LIMIT" in env else None,
         output=Path(env.get("OUTPUT") or ROOT / "logs").resolve(),
         config=config,
     )
@@ -134,7 +133,9 @@ def _default_checkpoint(benchmark: Benchmark, tiny: bool) -> str:
 
 
 def _object_layer(benchmark: Benchmark, tiny: bool) -> int:
-    return benchmark.tiny.object_layer if tiny else FAMILIES[benchmark.family].object_layer
+    if tiny:
+        return benchmark.tiny.object_layer
+    return benchmark.object_layer or FAMILIES[benchmark.family].object_layer
 
 
 def _words(name: str, text: str, what: str) -> tuple[str, ...]:
@@ -142,12 +143,3 @@ def _words(name: str, text: str, what: str) -> tuple[str, ...]:
     if not all(words):
         raise HiPruneError(f"{name}={text!r}: expected {what}, separated by spaces or commas")
     return words
-
-
-def _count(env: dict[str, str], name: str, default: int | None) -> int | None:
-    text = env.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise HiPruneError(f"{name}={text!r}: expected an integer of at least 1")
-    return int(text)

@@ -1,14 +1,10 @@
-"""Convert a LLaVA checkpoint of the liuhaotian format to transformers' own (llava-hf) format.
+"""From the `llava` package's checkpoints (liuhaotian) to transformers' own (llava-hf).
 
-Weights, configuration, tokenizer, image processor and chat template; LLaVA-1.5 and LLaVA-NeXT on
-Llama (Vicuna). Needs transformers 5.17 or newer, not the `llava` package:
-
-    python scripts/convert_llava_to_hf.py --source .tiny/llava-v1.5-tiny --output .tiny/llava-hf
+Weights, configuration, tokenizer, image processor and chat template.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -31,6 +27,8 @@ from transformers import (
     LlavaProcessor,
 )
 
+from scripts.convert.names import of_package
+
 IMAGE = "<image>"
 KINDS = ("llava_llama", "llava")
 CHAT_TEMPLATE = (
@@ -44,16 +42,6 @@ CHAT_TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' else ' ' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-# The beginning of a name -> what takes its place; the first that fits.
-NAMES = (
-    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
-    ("model.vision_tower.vision_tower.", "model.vision_tower."),
-    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
-    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
-    ("model.image_newline", "model.image_newline"),
-    ("model.", "model.language_model."),
-    ("lm_head.", "lm_head."),
 )
 
 
@@ -74,7 +62,7 @@ def convert(source: Path, target: Path) -> Path:
     settings = json.loads((source / "config.json").read_text())
     if settings["model_type"] not in KINDS:
         raise SystemExit(f"model_type={settings['model_type']!r}: expected {' or '.join(KINDS)}")
-    weights = rename(_read_weights(source))
+    weights = of_package(_read_weights(source))
     tower = _tower(source, settings)
     vision = CLIPVisionConfig.from_pretrained(tower)
     if not any(name.startswith("model.vision_tower.") for name in weights):
@@ -95,19 +83,6 @@ def convert(source: Path, target: Path) -> Path:
     model.to(dtype).save_pretrained(target)
     make_processor(settings, vision, tokenizer).save_pretrained(target)
     return target
-
-
-def rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the `llava` package -> names of transformers' modules."""
-    renamed = {}
-    for name, weight in weights.items():
-        if name.endswith(("position_ids", "rotary_emb.inv_freq")):
-            continue  # computed, not learned
-        old, new = next((pair for pair in NAMES if name.startswith(pair[0])), (None, None))
-        if old is None:
-            raise SystemExit(f"{name}: not a weight of a LLaVA on Llama")
-        renamed[new + name[len(old) :]] = weight
-    return renamed
 
 
 def _read_weights(source: Path) -> dict[str, Tensor]:
@@ -193,15 +168,3 @@ def make_processor(
         images = LlavaNextImageProcessor(**image, image_grid_pinpoints=pinpoints(settings))
         return LlavaNextProcessor(image_processor=images, **shared)
     return LlavaProcessor(image_processor=CLIPImageProcessor(**image), **shared)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = parser.parse_args()
-    print(json.dumps({"checkpoint": str(convert(args.source, args.output))}))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,7 @@
-"""Convert a LLaVA checkpoint of transformers' own (llava-hf) format to the liuhaotian format.
-
-The way back of convert_llava_to_hf.py, for the `llava` package; LLaVA-1.5 and LLaVA-NeXT on Llama
-(Vicuna). Reads files alone, so it runs in either environment:
-
-    python scripts/convert_hf_to_llava.py --source assets/llava-1.5-tiny --output .tiny/llava-v1.5
-"""
+"""From transformers' own checkpoints (llava-hf) to the `llava` package's (liuhaotian)."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -19,19 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-TOWER = "vision_tower."
-# The beginning of a name, as transformers 4 and 5 write it -> what takes its place.
-NAMES = (
-    ("vision_tower.vision_model.", TOWER),
-    ("vision_tower.", TOWER),
-    ("multi_modal_projector.linear_1.", "model.mm_projector.0."),
-    ("multi_modal_projector.linear_2.", "model.mm_projector.2."),
-    ("image_newline", "model.image_newline"),
-    ("language_model.lm_head.", "lm_head."),
-    ("language_model.model.", "model."),
-    ("language_model.", "model."),
-    ("lm_head.", "lm_head."),
-)
+from scripts.convert.names import TOWER, of_files
 
 
 def convert(source: Path, target: Path) -> Path:
@@ -67,10 +48,9 @@ def convert(source: Path, target: Path) -> Path:
     )
     tower = {n.removeprefix(TOWER): w for n, w in weights.items() if n.startswith(TOWER)}
     _write_tower(target / "vision_tower", tower, config["vision_config"])
-    rest = {name: weight for name, weight in weights.items() if not name.startswith(TOWER)}
-    if config["model_type"] == "llava_next":  # its released checkpoints hold the tower as well
-        inner = "model.vision_tower.vision_tower.vision_model."
-        rest |= {inner + name: weight.clone() for name, weight in tower.items()}
+    rest = weights
+    if config["model_type"] != "llava_next":  # whose released checkpoints hold the tower as well
+        rest = {name: weight for name, weight in weights.items() if not name.startswith(TOWER)}
 
     rows = sentencepiece.SentencePieceProcessor(model_file=str(pieces)).get_piece_size()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -83,12 +63,7 @@ def convert(source: Path, target: Path) -> Path:
 def _read_weights(source: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in sorted(source.glob("model*.safetensors")):
-        for name, weight in load_file(file).items():
-            pair = next((pair for pair in NAMES if name.startswith(pair[0])), None)
-            if pair is None:
-                raise SystemExit(f"{name}: not a weight of a LLaVA on Llama")
-            if not name.endswith("position_ids"):  # computed, not learned
-                weights[pair[1] + name[len(pair[0]) :]] = weight
+        weights |= of_files(load_file(file))
     if not weights:
         raise SystemExit(f"{source}: no model*.safetensors in it")
     return weights
@@ -155,15 +130,3 @@ def _settings(config: dict[str, Any], target: Path, rows: int) -> dict[str, Any]
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    args = parser.parse_args()
-    print(json.dumps({"checkpoint": str(convert(args.source, args.output))}))
-
-
-if __name__ == "__main__":
-    main()

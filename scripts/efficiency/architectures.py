@@ -1,12 +1,10 @@
-"""The released models' architectures: what is needed to build or count them without their weights.
-
-Facts of the checkpoints' published configurations (the `config.json` of each `checkpoint`, and of
-openai/clip-vit-large-patch14-336).
-"""
+"""The released models' architectures, and tiny ones: what it takes to build or count them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from scripts.benchmarks import BENCHMARKS, LLAVA_TINY, QWEN_TINY
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ ARCHITECTURES = {
             "llava-hf/llava-1.5-7b-hf",
             CLIP_L_336,
             VICUNA_7B,
-            (192, 128, 64),
+            BENCHMARKS["llava"].retentions,
             576,
         ),
         Architecture(
@@ -82,7 +80,7 @@ ARCHITECTURES = {
             "llava-hf/llava-1.5-13b-hf",
             CLIP_L_336,
             VICUNA_13B,
-            (192, 128, 64),
+            BENCHMARKS["llava"].retentions,
             576,
         ),
         Architecture(
@@ -91,7 +89,7 @@ ARCHITECTURES = {
             "llava-hf/llava-v1.6-vicuna-7b-hf",
             CLIP_L_336,
             VICUNA_7B,
-            (640, 320, 160),
+            BENCHMARKS["llava_next"].retentions,
             2880,
         ),
         Architecture(
@@ -100,7 +98,7 @@ ARCHITECTURES = {
             "Qwen/Qwen2.5-VL-3B-Instruct",
             QWEN_VIT,
             Text(36, 2048, 16, 2, 11008, 151936, tied=True, positions=128000),
-            (0.334, 0.223, 0.112),
+            BENCHMARKS["qwen2_5_vl"].retentions,
         ),
         Architecture(
             "qwen2.5-vl-7b",
@@ -108,7 +106,29 @@ ARCHITECTURES = {
             "Qwen/Qwen2.5-VL-7B-Instruct",
             QWEN_VIT,
             Text(28, 3584, 28, 4, 18944, 152064, positions=128000),
-            (0.334, 0.223, 0.112),
+            BENCHMARKS["qwen2_5_vl"].retentions,
         ),
     )
 }
+
+
+_CLIP = Vision(layers=24, width=64, heads=4, mlp=128, patch=14, image_size=168)
+_LLAMA = Text(layers=4, width=64, heads=4, kv_heads=4, mlp=128, vocabulary=512)
+
+TINY = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture("tiny", "llava", "", _CLIP, _LLAMA, LLAVA_TINY.retentions, 144),
+        Architecture("tiny-next", "llava_next", "", _CLIP, _LLAMA, (160, 80, 40), 720),
+        Architecture(
+            "tiny-qwen",
+            "qwen2_5_vl",
+            "",
+            Vision(layers=32, width=64, heads=4, mlp=128, patch=14, full_attention=(7, 15, 23, 31)),
+            # Heads of 128, as the real model's M-RoPE sections add up to.
+            Text(layers=3, width=256, heads=2, kv_heads=1, mlp=256, vocabulary=512),
+            QWEN_TINY.retentions,
+        ),
+    )
+}
+MODELS = {**ARCHITECTURES, **TINY}

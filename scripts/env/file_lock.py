@@ -49,8 +49,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
 def holder(path: Path) -> str:
     """Who holds a lock, in words; as it says itself, for whoever waits."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {said['pid']} on {said['host']}, since {said['since']}"
+        signature = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {signature['pid']} on {signature['host']}, since {signature['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has just ended, or just begun
         return "another process"
 

@@ -25,7 +25,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
             if not line.strip():
                 continue
             try:
-                found = json.loads(line.decode("utf-8"))
+                found = json.loads(line.decode("utf-8").strip())
             except ValueError as error:  # of either step
                 raise ConversionError(
                     f"{path}, line {number}: {error}; expected one JSON object a line"

@@ -26,6 +26,8 @@ answer() {
 finish() {
   local score
   if [[ ! -e $FOLDER/score.txt ]]; then
+    "$VENV_PYTHON" "$ROOT/scripts" llava_eval.check_textvqa --questions "$QUESTIONS" \
+      --annotations "$ANNOTATIONS" --answers "$FOLDER/answers.jsonl" || return
     "$VENV_PYTHON" -m llava.eval.eval_textvqa --annotation-file "$ANNOTATIONS" \
       --result-file "$FOLDER/answers.jsonl" >"$FOLDER/score.txt.part" &&
       mv "$FOLDER/score.txt.part" "$FOLDER/score.txt" || return

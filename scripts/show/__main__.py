@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiprune import HiPruneConfig, HiPruneError
-from hiprune.config import FAMILIES
 from hiprune.images import open_image
 from scripts.show.checkpoints import ALIASES, TINY, Checkpoint, find_checkpoint
 
@@ -57,24 +56,23 @@ def show(args: argparse.Namespace) -> Path:
 
 
 def settings(args: argparse.Namespace, checkpoint: Checkpoint) -> HiPruneConfig:
-    """The options; else HIPRUNE_* variables; else the defaults of the family or the tiny model.
+    """The options; else HIPRUNE_* variables; else the family's defaults, of this model's size.
 
     Raises:
         HiPruneError: a value that the family does not accept.
     """
-    family = FAMILIES[checkpoint.family]
+    family, size = checkpoint.description.family, checkpoint.description
     options = {
         "--retention": (family.retention_variable, args.retention),
         "--alpha": ("HIPRUNE_ALPHA", args.alpha),
         "--object-layer": ("HIPRUNE_OBJECT_LAYER", args.object_layer),
     }
     environ = dict(os.environ)
-    if checkpoint.tiny:
+    if checkpoint.tiny:  # a third of each, of LLaVA-NeXT too
         environ.setdefault(family.retention_variable, str(checkpoint.tiny.retentions[0]))
-        environ.setdefault("HIPRUNE_OBJECT_LAYER", str(checkpoint.tiny.object_layer))
     environ.update({name: value for name, value in options.values() if value is not None})
     try:
-        config = HiPruneConfig.from_env(family.name, environ)
+        config = HiPruneConfig.from_env(family.name, environ, size.layers, size.tokens)
     except HiPruneError as error:
         message = str(error)
         for option, (name, value) in options.items():
@@ -105,6 +103,7 @@ def draw(
         pruned.encode_images(made.pixels, made.sizes)
         selection, config = pruned.selections[0], pruned.config
     maps = received_attention_maps(made.tower, made.views, **made.tower_inputs)
+    maps = made.token_maps(maps)
     kept, total = int(selection.keep.sum()), selection.keep.numel()
     found = counts(selection)
     line = (

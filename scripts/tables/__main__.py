@@ -8,28 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scripts.tables.choice import NUMBERS, all_that_ran, chosen
-from scripts.tables.latex import to_latex
-from scripts.tables.layouts import plain
-from scripts.tables.lines import to_csv
-from scripts.tables.render import all_to_markdown, to_markdown
-from scripts.tables.runs import Table, read_tables
+from scripts.tables.render import FORMATS
+from scripts.tables.runs import read_tables
 from scripts.tables.sheet import Sheet
 
 AUTO = "auto"
-FORMATS: dict[str, Callable[[Sequence[Sheet]], str]] = {
-    "markdown": all_to_markdown,
-    "csv": to_csv,
-    "latex": lambda sheets: "\n\n".join(map(to_latex, sheets)),
-}
-
-
-def render(table: Table) -> str:
-    """What has run of a checkpoint, as Markdown; the paper's rows under ours where it has them."""
-    return to_markdown(plain(table))
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -55,7 +41,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("make_tables.py", description=__doc__.split("\n")[0])
     args = parse(parser)
     runs = read_tables(args.logs, lambda fault: print(f"left out: {fault}", file=sys.stderr))
     wanted = dict.fromkeys(args.table or [AUTO])  # each once

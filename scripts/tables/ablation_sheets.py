@@ -8,16 +8,15 @@ from dataclasses import replace
 from hiprune import HiPruneConfig
 from scripts.benchmarks import BENCHMARKS
 from scripts.tables import notes
+from scripts.tables.ablations import PAPER_COLUMNS, AblationTable, paper_scores, table_of
 from scripts.tables.ablations import TABLES as SETTINGS
-from scripts.tables.ablations import AblationTable
 from scripts.tables.ablations import Row as Setting
 from scripts.tables.columns import in_order, title_of
 from scripts.tables.compare import Comparison, Shape
-from scripts.tables.measures import of_ours, of_the_paper, unlike
+from scripts.tables.notes import of_ours, of_the_paper, unlike
 from scripts.tables.paper import OBJECT_LAYERS, TABLES
 from scripts.tables.runs import Table
 from scripts.tables.sheet import Block, Sheet
-from scripts.tables.sweeps import PAPER_COLUMNS, paper_scores, table_of
 
 BUDGET = 192  # the paper's ablations are of one budget, and of this model
 MODEL = TABLES["2"].models[0]
@@ -32,9 +31,9 @@ def ablation_sheets(number: str, runs: Sequence[Table], limit: float | None) -> 
         number: "6" or "11".
         runs: all that have finished; those of other limits are left out.
     """
-    mine = [run for run in runs if run.limit == limit and MODEL.has(run.checkpoint)]
+    found = [run for run in runs if run.limit == limit and MODEL.has(run.checkpoint)]
     groups: dict[tuple, list[Table]] = {}
-    for run in mine:
+    for run in found:
         groups.setdefault((run.checkpoint, *run.apart), []).append(run)
     return [_sheet(number, runs, limit) for runs in groups.values() or [[]]]
 

@@ -1,13 +1,20 @@
-"""The paper's ablations: what each row of Tables 6 and 11 sets, and what the sweeps go through."""
+"""The paper's ablations: what each row of Tables 6 and 11 sets, and its scores; the sweeps."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from hiprune import HiPruneConfig
 from hiprune.config import DEFAULT_ALPHA
 from scripts.benchmarks import Benchmark
+from scripts.tables.paper import PAPER, PRINTED
+from scripts.tables.runs import Table
 
-DEFAULT = "default"
+PAPER_FILE = PAPER / "ablations_llava_1_5_7b_192.csv"
+PAPER_COLUMNS = ("GQA", "MME", "POPE", "VizWiz")
+PAPER_MODELS = {("llava-v1.5-7b", 192), ("llava-1.5-7b-hf", 192)}
 ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 # Object layers l of the sweeps, spread over the encoder; Qwen2.5-VL's windows lie between those.
 LAYERS = {
@@ -108,3 +115,38 @@ def all_fields(family: str, swept: dict[str, tuple], object_layer: int) -> list[
         if fields not in found:
             found.append(fields)
     return found
+
+
+def paper_scores() -> dict[tuple[str, str], dict[str, float]]:
+    """(table, setting) -> the paper's printed scores, and its printed average."""
+    with open(PAPER_FILE, newline="", encoding="utf-8") as file:
+        return {
+            (row["table"], row["setting"]): {
+                **{name: float(row[name]) for name in PAPER_COLUMNS},
+                PRINTED: float(row["avg_printed_%(vs default)"]),
+            }
+            for row in csv.DictReader(file)
+        }
+
+
+# Key of a column -> score of the run with these fields; None where it has not finished.
+Scores = Callable[[HiPruneConfig], dict[str, float] | None]
+
+
+def scores_of(found: Sequence[Table], budget: int | float) -> Scores:
+    """Looks a configuration up among the tables of finished runs."""
+
+    def look_up(config: HiPruneConfig) -> dict[str, float] | None:
+        table = table_of(found, config)
+        return table.rows.get(budget) if table else None
+
+    return look_up
+
+
+def table_of(found: Sequence[Table], config: HiPruneConfig) -> Table | None:
+    """The finished runs with a configuration, of any budget; None where there are none."""
+    for table in found:
+        key = (table.alpha, table.object_layer, table.variant)
+        if key == (config.alpha, config.object_layer, config.variant()):
+            return table
+    return None

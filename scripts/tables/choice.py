@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scripts.tables.ablation_sheets import BUDGET, ablation_sheets, settings_that_ran
 from scripts.tables.columns import title_of
 from scripts.tables.layouts import has_paper_settings, in_paper_layout, plain
 from scripts.tables.paper import PLUS, TABLES, UNPRUNED, VARIANTS, tables_of
@@ -49,9 +50,6 @@ def all_that_ran(runs: Sequence[Table], others: bool = False) -> list[Sheet]:
 
 def _sheets(number: str, runs: Sequence[Table], limit: float | None, others: bool) -> list[Sheet]:
     if number in ABLATIONS:
-        # Its settings are configurations of the package, which takes seconds to import.
-        from scripts.tables.ablation_sheets import ablation_sheets
-
         return ablation_sheets(number, runs, limit)
     sheets = [in_paper_layout(number, runs, limit, others)]
     models = TABLES[number].models
@@ -79,8 +77,6 @@ def _shown_by(number: str, runs: Sequence[Table]) -> set[Cell]:
         # Settings other than the default have a variant, or an alpha of their own.
         if not any(TABLES["2"].models[0].has(run.checkpoint) for run in runs):
             return set()
-        from scripts.tables.ablation_sheets import BUDGET, settings_that_ran
-
         found = settings_that_ran(number, runs)
         return {cell for run in found for cell in _cells(run) if cell[1] == BUDGET}
     cells: set[Cell] = set()

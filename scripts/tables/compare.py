@@ -88,11 +88,13 @@ class Comparison:
             tokens: of ours, visual tokens per image in the language model.
         """
         base, val_base, printed_base = self._bases(budget, ours or {}, paper or {})
-        mine = self._countable(ours or {}, base)
-        theirs = self._countable(paper or {}, val_base)
-        shared = [title for title in mine if title in theirs and title not in self.unlike]
+        our_titles = self._countable(ours or {}, base)
+        paper_titles = self._countable(paper or {}, val_base)
+        shared = [
+            title for title in our_titles if title in paper_titles and title not in self.unlike
+        ]
         if shared:
-            mine = theirs = shared
+            our_titles = paper_titles = shared
         # The second average takes VizWiz, ours too, of what the paper's own average takes it of.
         second = base if budget == UNPRUNED else {**base, VIZWIZ: self.shape.vizwiz}
         rows = []
@@ -106,10 +108,10 @@ class Comparison:
         if self.limit is not None and paper is not None:
             name = f"{OURS}, LIMIT {self.limit:g}"
         if ours is not None:
-            rows.append(Row(OURS, name, tuple(self._cells(ours, mine, base, second, tokens))))
+            rows.append(Row(OURS, name, tuple(self._cells(ours, our_titles, base, second, tokens))))
         if paper is not None:
-            cells = self._cells(paper, theirs, val_base, printed_base)
-            marked = self._marked(budget, paper, theirs, cells)
+            cells = self._cells(paper, paper_titles, val_base, printed_base)
+            marked = self._marked(budget, paper, paper_titles, cells)
             rows.append(Row(PAPER, PAPER, tuple(cells), marked))
         if ours is not None and paper is not None and self.limit is None:
             cells = self._difference(budget, rows[-2].cells, rows[-1].cells, bool(shared))
@@ -181,16 +183,18 @@ class Comparison:
         shared: bool,
     ) -> list[float | None]:
         cells: list[float | None] = []
-        for heading, mine, theirs in zip(self.shape.headings, ours, paper, strict=True):
+        for heading, our_cell, paper_cell in zip(self.shape.headings, ours, paper, strict=True):
             unlike = heading.title in self.unlike
             if heading.title == VIZWIZ and budget == UNPRUNED:
                 unlike = unlike or self.vizwiz_test or self.vizwiz_val is not None  # of two splits
             if heading.title.startswith(AVERAGE):
                 unlike = not shared
             if heading.title == "columns":
-                cells.append(mine if shared else None)
+                cells.append(our_cell if shared else None)
             else:
-                cells.append(None if unlike or None in (mine, theirs) else mine - theirs)
+                cells.append(
+                    None if unlike or None in (our_cell, paper_cell) else our_cell - paper_cell
+                )
         return cells
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from scripts.tables import notes
 from scripts.tables.columns import are_accuracies, in_order, is_averaged, title_of
 from scripts.tables.compare import VIZWIZ, Comparison, Scores, Shape
-from scripts.tables.measures import of_ours, of_the_paper, unlike
+from scripts.tables.notes import of_ours, of_the_paper, unlike
 from scripts.tables.paper import (
     ALPHA,
     METHOD,
@@ -20,6 +20,7 @@ from scripts.tables.paper import (
     Model,
     tables_of,
 )
+from scripts.tables.render import to_markdown
 from scripts.tables.runs import Table
 from scripts.tables.sheet import Block, Sheet
 
@@ -34,35 +35,40 @@ def plain(table: Table) -> Sheet:
     # The paper has its rows of the method itself; of what differs it has other tables.
     known = [] if table.variant else tables_of(table.checkpoint)
     model, rows = (known[0][1], known[0][0].rows(known[0][1])) if known else (None, {})
-    theirs = [title for title in titles if title in rows.get(UNPRUNED, {})]
-    # Where no cell of ours has one of the paper's beside it, nothing is said of the paper.
-    if not theirs or table.rows.keys().isdisjoint(rows):
-        model, rows, theirs = None, {}, []
+    printed = [title for title in titles if title in rows.get(UNPRUNED, {})]
+    # Where no cell of ours has one of the paper's beside it, nothing is below of the paper.
+    if not printed or table.rows.keys().isdisjoint(rows):
+        model, rows, printed = None, {}, []
     shape = _shape(keys, titles, model, rows)
     comparison = _comparison(shape, table.checkpoint, table, model, rows)
-    said = [notes.heading(table.settings, table.limit, bool(model), OF_UNPRUNED)]
-    said += notes.two_baselines(shape.vizwiz, model)
+    below = [notes.heading(table.settings, table.limit, bool(model), OF_UNPRUNED)]
+    below += notes.two_baselines(shape.vizwiz, model)
     if model and table.alpha is not None and not has_paper_settings(table, model):
-        said.append(f"The paper's rows are of {notes.papers_settings([model])}.")
+        below.append(f"The paper's rows are of {notes.papers_settings([model])}.")
     blocks = tuple(
         comparison.block(b, _titled(table, b), rows.get(b), None, table.tokens(b))
         for b in _descending(table.rows)
     )
-    measures = of_the_paper(theirs, [model], keys, table.versions) if model else ()
-    measures += of_ours([key for key in keys if title_of(key) not in theirs], table.versions)
+    measures = of_the_paper(printed, [model], keys, table.versions) if model else ()
+    measures += of_ours([key for key in keys if title_of(key) not in printed], table.versions)
     return Sheet(
         number="",
         title=table.title,
         stub="tokens",
         headings=shape.headings,
         blocks=blocks,
-        notes=(*said, *notes.unread([table])),
+        notes=(*below, *notes.unread([table])),
         measures=measures,
         settings="; ".join(table.settings),
         limit=table.limit,
         method=table.variant.get("method", METHOD),
         remark=_remark(blocks, {model: rows} if model else {}),
     )
+
+
+def render(table: Table) -> str:
+    """What has run of a checkpoint, as Markdown."""
+    return to_markdown(plain(table))
 
 
 def in_paper_layout(
@@ -99,8 +105,8 @@ def in_paper_layout(
         methods = table.others(model, method) if others else {}
         for budget in _descending({*rows[model], *(run.rows if run else ())}):
             ours, tokens = (_titled(run, budget), run.tokens(budget)) if run else ({}, None)
-            theirs, besides = rows[model].get(budget), methods.get(budget)
-            blocks.append(comparison.block(budget, ours, theirs, besides, tokens))
+            paper, besides = rows[model].get(budget), methods.get(budget)
+            blocks.append(comparison.block(budget, ours, paper, besides, tokens))
     measures = of_the_paper(table.columns, table.models, _keys(found), versions)
     settings = notes.papers_settings(table.models)
     return Sheet(

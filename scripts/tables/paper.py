@@ -6,16 +6,19 @@ import csv
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hiprune.config import DEFAULT_ALPHA, FAMILIES
+
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper"
+EFFICIENCY = "efficiency_llava_1_5_7b.csv"
 UNPRUNED = "unpruned"
 METHOD, PLUS = "HiPrune", "HiPrune++"
 VARIANTS: dict[str, dict] = {METHOD: {}, PLUS: {"method": "hiprune_pp"}}  # HiPruneConfig.variant
 PRINTED = "avg_printed_%"  # the average that the paper itself prints, in the tables that have one
 # The columns that hold a benchmark's score, in whatever order a table has them.
 SCORES = ("GQA", "MMB", "MMB_CN", "MME", "POPE", "SQA_IMG", "VQAv2", "TextVQA", "VizWiz")
-# What the rows of the method were measured with.
-ALPHA = 0.1
-OBJECT_LAYERS = {"llava": 9, "llava_next": 9, "qwen2_5_vl": 16}
+# What the rows of the method were measured with is what HiPruneConfig begins with.
+ALPHA = DEFAULT_ALPHA
+OBJECT_LAYERS = {name: family.object_layer for name, family in FAMILIES.items()}
 # Per cent of the tokens that a table of Qwen2.5-VL prints -> the ratio that it was measured with.
 RATIOS = {"33.3": 0.334, "22.2": 0.223, "11.1": 0.112, "5.6": 0.056}
 
@@ -174,6 +177,11 @@ def paper_rows(checkpoint: str) -> dict[int | float | str, dict[str, float]]:
     for table, model in tables_of(checkpoint):
         return table.rows(model)
     return {}
+
+
+def efficiency_rows() -> list[dict[str, str]]:
+    """Table 5, of LLaVA-1.5-7B: the unpruned model's row, then those of the method."""
+    return [row for row in _read(EFFICIENCY) if row["method"] in ("LLaVA-7B", METHOD)]
 
 
 def _read(file: str) -> list[dict[str, str]]:

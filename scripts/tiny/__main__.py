@@ -29,14 +29,14 @@ import torch
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from scripts.tiny.architecture import FAMILIES
-    from scripts.tiny.card import write_card
-    from scripts.tiny.export import export
-    from scripts.tiny.loop import train
+    from scripts.tiny.export import export, write_card
+    from scripts.tiny.loop import FAMILIES, train
     from scripts.tiny.recipe import RECIPES, Recipe
 
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train_tiny.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--family", choices=FAMILIES, default="llava")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")

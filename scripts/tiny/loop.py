@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
-from scripts.tiny.architecture import make_trainee
 from scripts.tiny.batches import HELD_OUT, IGNORED, Batch, Steps
-from scripts.tiny.optimiser import Optimiser
+from scripts.tiny.llava import LlavaNextTrainee, LlavaTrainee
 from scripts.tiny.questions import KINDS
-from scripts.tiny.recipe import Recipe
+from scripts.tiny.qwen import QwenTrainee
+from scripts.tiny.recipe import Optimiser, Recipe
 from scripts.tiny.trainee import COLUMNS, Trainee
 
+MAKERS = {maker.family: maker for maker in (LlavaTrainee, LlavaNextTrainee, QwenTrainee)}
+FAMILIES = tuple(MAKERS)
 STATE = "training.pt"
 CURVE = "curve.jsonl"
 END_WEIGHT = 0.05  # of the loss for stopping after the answer, which is learned at once
@@ -31,6 +33,13 @@ DENSE_WEIGHTS = {
     "column": 0.1,
     "present": 1.0,
 }
+
+
+def make_trainee(family: str, directory: Path) -> Trainee:
+    """A model with fresh weights; its tokenizer's file is written to ``directory``."""
+    if family not in MAKERS:
+        raise SystemExit(f"family={family!r}: expected one of {', '.join(FAMILIES)}")
+    return MAKERS[family](directory)
 
 
 def losses(trainee: Trainee, batch: Batch, answers: bool = True) -> dict[str, Tensor]:

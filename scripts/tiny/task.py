@@ -1,9 +1,9 @@
-"""Make the lmms-eval task of --tiny: questions on generated scenes that no training has seen.
+"""What --tiny needs: the task of lmms-eval, and the checkpoint where it is not the asset itself.
 
-The scenes are drawn as the small models under assets/ know them (scripts/tiny/scenes.py),
-from a seed of their own. An image has five questions: existence, counted as POPE does, colour,
-shape, count and position; where a scene gives nothing to ask of a kind (no colour that one thing
-alone has, say), a second on existence takes its place.
+The scenes are drawn as the small models under assets/ know them (scenes.py), from a seed of their
+own: no training has seen them. An image has five questions: existence, counted as POPE does,
+colour, shape, count and position; where a scene gives nothing to ask of a kind (no colour that one
+thing alone has, say), a second on existence takes its place.
 
     python -m scripts.tiny.task --family llava --output .tiny/tasks/llava
 """
@@ -11,15 +11,18 @@ alone has, say), a second on existence takes its place.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import yaml
 from PIL import Image
 
+from scripts.benchmarks import ASSETS, Benchmark
+from scripts.env.file_lock import locked
 from scripts.tables.columns import TINY_TASK
 from scripts.tiny.questions import ask
 from scripts.tiny.scenes import DRAWINGS, make_scene
@@ -104,6 +107,39 @@ _Dumper.add_representer(
     _Function,
     lambda dumper, name: dumper.represent_scalar("!function", f"{CODE.stem}.{name}"),
 )
+
+
+def make_tiny(benchmark: Benchmark) -> None:
+    """Make the task and the checkpoint, where they are missing or made of something older."""
+    from scripts.convert.to_llava import convert
+
+    tiny, here = benchmark.tiny, Path(__file__).parent
+    asset = ASSETS / tiny.asset
+    if tiny.checkpoint != asset:
+        code = (here.parent / "convert" / name for name in ("to_llava.py", "names.py"))
+        _make(tiny.checkpoint, (*code, *_weights(asset)), lambda path: convert(asset, path))
+    sources = [here / name for name in ("task.py", "tiny_task.py", "scenes.py", "questions.py")]
+    _make(benchmark.task_folder, sources, lambda path: make_task(path, benchmark.family))
+
+
+def _weights(asset: Path) -> list[Path]:
+    """What a checkpoint computes with; not its card and curve."""
+    names = ("config.json", "*.safetensors", "tokenizer*", "processor_config.json")
+    return sorted({file for name in names for file in asset.glob(name)})
+
+
+def _make(path: Path, sources: Iterable[Path], make: Callable[[Path], object]) -> None:
+    """Call ``make`` unless ``path`` was made of these very files, and at this very place."""
+    digest = hashlib.sha256(str(path).encode())  # the files made hold it
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    done = path / "complete"
+    with locked(path.with_name(f"{path.name}.lock"), wait=True):  # of another start
+        if not done.is_file() or done.read_text() != digest.hexdigest():
+            print(f"making {path}", flush=True)
+            done.unlink(missing_ok=True)
+            make(path)
+            done.write_text(digest.hexdigest())
 
 
 def main() -> None:

@@ -36,10 +36,9 @@ def _count(arguments: Sequence[str] | None) -> int:
             f"{error.name} is not installed; expected an environment of setup_llava.sh (LLaVA) "
             "or setup_qwen.sh (all models)"
         )
+    from scripts.efficiency.flops.cli import read_settings
     from scripts.efficiency.flops.models import counts_of
-    from scripts.efficiency.flops.rows import rows_of
-    from scripts.efficiency.flops.settings import read_settings
-    from scripts.efficiency.flops.tables import introduction, record, table
+    from scripts.efficiency.flops.tables import introduction, record, rows_of, table
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     settings = read_settings(arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scripts.efficiency.flops.work import Counts
+from scripts.efficiency.flops.count import Counts
 
 TEXT_TOKENS = 49  # with these the paper's Table 5 comes out to the digit
 PASSES = 2

@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from hiprune.config import FAMILIES
 from scripts.efficiency.architectures import Architecture
 from scripts.efficiency.configs import clip_config, llama_config
-from scripts.efficiency.flops.llm import LanguageModel
-from scripts.efficiency.flops.traced import Call, Logits, count, meta, one_of
-from scripts.efficiency.flops.work import Picture, Work
+from scripts.efficiency.flops.count import (
+    Call,
+    LanguageModel,
+    Logits,
+    Picture,
+    Work,
+    count,
+    meta,
+    one_of,
+)
 
 
 class LlavaCounts(LanguageModel):

@@ -16,9 +16,16 @@ from torch import Tensor, nn
 from hiprune.config import FAMILIES
 from scripts.efficiency.architectures import Architecture
 from scripts.efficiency.configs import qwen_config
-from scripts.efficiency.flops.llm import LanguageModel
-from scripts.efficiency.flops.traced import Call, Logits, count, meta, one_of
-from scripts.efficiency.flops.work import Picture, Work
+from scripts.efficiency.flops.count import (
+    Call,
+    LanguageModel,
+    Logits,
+    Picture,
+    Work,
+    count,
+    meta,
+    one_of,
+)
 
 
 class QwenCounts(LanguageModel):

@@ -1,18 +1,64 @@
-"""Rows -> Markdown for a reader, and the same in full as a record for a program."""
+"""Rows of a table, one a budget; Markdown for a reader, and all in full for a program."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.efficiency.flops.conventions import CONVENTIONS
-from scripts.efficiency.flops.rows import PAPER_TABLES, Row
-from scripts.efficiency.flops.settings import Settings, Subject
-from scripts.tables.paper import PAPER
+from scripts.efficiency.architectures import Architecture
+from scripts.efficiency.flops.cli import Settings, Subject
+from scripts.efficiency.flops.conventions import CONVENTIONS, Figures, figures
+from scripts.efficiency.flops.count import Counts
+from scripts.tables.paper import EFFICIENCY, PAPER, UNPRUNED, efficiency_rows
+from scripts.tables.render import markdown
+from scripts.tables.sheet import MISSING
 
-MISSING = "–"
+PRINTED = "llava-1.5-7b"  # the one model of which the paper prints FLOPs (Table 5)
 TERA = 1e12
+
+
+@dataclass(frozen=True)
+class Row:
+    """One budget of a model under one convention.
+
+    Attributes:
+        retention: "unpruned", tokens, or a share of the image's.
+        visual_tokens: N', or N, that the language model gets.
+        figures: in the convention's unit.
+        reduction: of the unpruned total, in per cent.
+        paper: the total that the paper prints, in T FLOPs; None: it prints none.
+    """
+
+    retention: int | float | str
+    visual_tokens: int
+    figures: Figures
+    reduction: float
+    paper: float | None
+
+
+def rows_of(
+    subject: Subject, counts: Counts, convention: str, text_tokens: int, passes: int
+) -> list[Row]:
+    """The unpruned model first, then the budgets in their order."""
+    tokens = subject.picture.tokens
+    totals = paper_totals(subject.architecture) if convention == "paper" else {}
+    rows: list[Row] = []
+    for retention in (UNPRUNED, *subject.retentions):
+        kept = None if retention == UNPRUNED else subject.kept(retention)
+        found = figures(counts, convention, tokens, kept, text_tokens, passes)
+        base = rows[0].figures.total if rows else found.total
+        visual = tokens if kept is None else kept
+        reduction = 100 * (1 - found.total / base)
+        rows.append(Row(retention, visual, found, reduction, totals.get(visual)))
+    return rows
+
+
+def paper_totals(architecture: Architecture) -> dict[int, float]:
+    """Visual tokens -> T FLOPs as the paper prints them; empty where it prints none."""
+    if architecture.name != PRINTED:
+        return {}
+    return {int(row["tokens"]): float(row["FLOPs_T"]) for row in efficiency_rows()}
 
 
 def introduction(settings: Settings, versions: dict[str, str]) -> str:
@@ -41,7 +87,7 @@ def table(subject: Subject, convention: str, rows: Sequence[Row]) -> str:
     printed = any(row.paper is not None for row in rows)
     if printed:
         header.append("paper (Table 5)")
-    lines = [header]
+    lines = []
     for row in rows:
         found = row.figures
         parts = (found.vision, found.scoring, found.projector, found.llm, found.total)
@@ -52,7 +98,9 @@ def table(subject: Subject, convention: str, rows: Sequence[Row]) -> str:
     unit = CONVENTIONS[convention].unit
     title = f"## {architecture.name}, convention {convention}: T {unit}"
     notes = _notes(subject, convention, printed)
-    return "\n".join([title, "", *_markdown(lines), *([""] if notes else []), *notes])
+    return "\n".join(
+        [title, "", markdown(header, lines, right=True), *([""] if notes else []), *notes]
+    )
 
 
 def record(subject: Subject, tables: dict[str, list[Row]]) -> dict[str, Any]:
@@ -82,12 +130,12 @@ def record(subject: Subject, tables: dict[str, list[Row]]) -> dict[str, Any]:
 
 
 def _notes(subject: Subject, convention: str, printed: bool) -> list[str]:
-    picture, name = subject.picture, subject.architecture.name
+    picture = subject.picture
     notes = []
     if convention == "paper" and printed:
         notes.append(
             "The column total is the one that the paper prints, here with 49 text tokens: "
-            f"results/{PAPER.name}/{PAPER_TABLES[name][0]}."
+            f"results/{PAPER.name}/{EFFICIENCY}."
         )
     elif convention == "paper":
         notes.append("The paper prints no FLOPs of this model: the same rules, applied to it.")
@@ -108,12 +156,3 @@ def _notes(subject: Subject, convention: str, printed: bool) -> list[str]:
 
 def _tera(value: int | None) -> str:
     return MISSING if value is None else f"{value / TERA:.3f}"
-
-
-def _markdown(lines: list[list[str]]) -> list[str]:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = [
-        "| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    ]
-    return [rows[0], "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|", *rows[1:]]

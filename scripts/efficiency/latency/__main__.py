@@ -6,7 +6,7 @@ import sys
 
 from hiprune import HiPruneError
 from scripts.efficiency.latency.cli import parse
-from scripts.efficiency.latency.errors import BenchError, is_out_of_memory
+from scripts.efficiency.latency.rounds import is_out_of_memory
 from scripts.efficiency.latency.session import run_session
 
 
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         return run_session(args, argv)
-    except (BenchError, HiPruneError) as error:
+    except HiPruneError as error:
         print(f"bench_sys.py: error: {error}", file=sys.stderr)
         return 2
     except Exception as error:

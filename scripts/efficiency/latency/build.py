@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from hiprune import HiPruneError
 from scripts.efficiency.architectures import Architecture
 from scripts.efficiency.configs import (
     clip_config,
@@ -18,8 +20,7 @@ from scripts.efficiency.configs import (
     llava_package_config,
     qwen_config,
 )
-from scripts.efficiency.latency.errors import BenchError, is_out_of_memory
-from scripts.efficiency.latency.random_weights import draw_weights, without_initialisation
+from scripts.efficiency.latency.rounds import is_out_of_memory
 from scripts.efficiency.latency.subject import Request, Subject, language_model
 
 CLASSES = {
@@ -33,7 +34,7 @@ def build(request: Request) -> Subject:
     """The model, in eval mode, and its reader.
 
     Raises:
-        BenchError: a checkpoint that cannot be read, or an attention that is not installed.
+        HiPruneError: a checkpoint that cannot be read, or an attention that is not installed.
     """
     makers: dict[tuple[str, bool], Callable[[Request], Subject]] = {
         ("transformers", True): _random_transformers,
@@ -44,9 +45,9 @@ def build(request: Request) -> Subject:
     try:
         subject = makers[request.package, request.checkpoint is None](request)
     except (OSError, ImportError, ValueError) as error:
-        if isinstance(error, BenchError) or is_out_of_memory(error):
+        if isinstance(error, HiPruneError) or is_out_of_memory(error):
             raise
-        raise BenchError(
+        raise HiPruneError(
             f"checkpoint={request.checkpoint or 'random weights'!r} with "
             f"attention={request.attention!r}: {str(error).strip()}\nexpected a folder or a hub "
             "id that is reachable (--random-weights needs none), and an attention that is "
@@ -146,7 +147,7 @@ def _load_llava(request: Request) -> Subject:
 
     name = get_model_name_from_path(request.checkpoint)
     if "llava" not in name.lower():
-        raise BenchError(
+        raise HiPruneError(
             f"checkpoint={request.checkpoint!r}: the `llava` package expects a name with "
             "'llava' in its last part"
         )
@@ -173,3 +174,37 @@ def _built_on(request: Request):
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+def without_initialisation() -> AbstractContextManager:
+    """transformers' own switch: the slow draws of construction, which are overwritten, are left."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # before transformers 5
+        from transformers.modeling_utils import no_init_weights
+    return no_init_weights()
+
+
+@torch.no_grad()
+def draw_weights(model: nn.Module, seed: int) -> None:
+    """Fill every parameter in place, on its device and in its dtype.
+
+    Matrices have a standard deviation of 1 / sqrt(inputs), which keeps activations of the order of
+    one and so finite in half precision through any depth; biases are 0, norms are 1.
+    """
+    generators: dict[torch.device, torch.Generator] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            device = parameter.device
+            if device not in generators:
+                generators[device] = torch.Generator(device).manual_seed(seed)
+            if parameter.ndim >= 2:
+                std = parameter[0].numel() ** -0.5
+                parameter.normal_(std=std, generator=generators[device])
+            elif name == "bias":
+                parameter.zero_()
+            elif name == "weight":
+                parameter.fill_(1.0)
+            else:  # a class token, a newline
+                std = parameter.numel() ** -0.5
+                parameter.normal_(std=std, generator=generators[device])

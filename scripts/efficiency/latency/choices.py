@@ -8,8 +8,7 @@ import torch
 
 import hiprune
 from scripts.efficiency.latency.clock import clock_of
-from scripts.efficiency.latency.comparisons import Comparison
-from scripts.efficiency.latency.rounds import Case
+from scripts.efficiency.latency.rounds import Case, Comparison
 
 HEADS, HEAD_SIZE, HIDDEN, PROJECTED, TEXT = 16, 64, 1024, 4096, 768  # LLaVA-1.5-7B's, CLIP-L's
 SLOW = 0.1  # seconds

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from hiprune import HiPruneConfig, HiPruneError
-from scripts.efficiency.architectures import ARCHITECTURES
-from scripts.efficiency.latency.errors import BenchError
-from scripts.efficiency.latency.tiny import MODELS, TINY
-from scripts.efficiency.latency.vision_qwen import PATCHES, RETENTION, side_of
+from scripts.efficiency.architectures import ARCHITECTURES, MODELS, TINY
+from scripts.efficiency.latency.vision import PATCHES, RETENTION, side_of
+from scripts.numbers import image_size, integer, number
 
 PARTS = ("all", "vision", "kernel", "methods")
 WITHOUT_MODEL = ("kernel", "methods")
@@ -36,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     try:
         _complete(args)
-    except BenchError as error:
+    except HiPruneError as error:
         parser.error(str(error))
     return args
 
@@ -49,18 +48,41 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    positive, not_negative = _checked(integer, 1), _checked(integer, 0)
+    size = _checked(image_size, 28, 16384)
     add("--model", choices=MODELS, help="needed but for --part kernel and methods")
     add("--part", choices=PARTS, default="all", help="default: all, the whole model")
-    add("--retention", type=_retention, nargs="+", metavar="N'", help="default: the paper's")
+    add(
+        "--retention",
+        type=_checked(_retention),
+        nargs="+",
+        metavar="N'",
+        help="default: the paper's",
+    )
     add("--image", type=Path, metavar="FILE", help="default: a picture made from --seed")
-    add("--image-size", type=_size, metavar="WxH", help="of the made picture, in pixels")
+    add(
+        "--image-size",
+        type=size,
+        metavar="WxH",
+        help="of the made picture, in pixels",
+    )
     add("--prompt", help="the question; a checkpoint's tokenizer reads it")
-    add("--new-tokens", type=_whole(1), help="default: 500, as the paper; tiny models: 8")
-    add("--repetitions", type=_whole(1), default=10, help="measured runs of a setting; default: 10")
-    add("--warmup", type=_whole(0), default=1, help="runs dropped before them; default: 1")
+    add("--new-tokens", type=positive, help="default: 500, as the paper; tiny models: 8")
+    add(
+        "--repetitions",
+        type=positive,
+        default=10,
+        help="measured runs of a setting; default: 10",
+    )
+    add(
+        "--warmup",
+        type=not_negative,
+        default=1,
+        help="runs dropped before them; default: 1",
+    )
     add(
         "--patches",
-        type=_patches,
+        type=_checked(_patches),
         nargs="+",
         metavar="P[:R]",
         help="Qwen2.5-VL's vision part: image sizes in patches, each with repetitions of its own",
@@ -72,7 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--attention", choices=ATTENTIONS, default="sdpa", help="default: sdpa")
     add("--device", help="default: cuda where there is one, else cpu")
-    add("--seed", type=_whole(0), default=0, help="of weights, picture and ids; default: 0")
+    add(
+        "--seed",
+        type=not_negative,
+        default=0,
+        help="of weights, picture and ids; default: 0",
+    )
     add("--output", type=Path, metavar="FOLDER", help="default: a new one in logs/bench_sys")
     return parser
 
@@ -80,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 def _complete(args: argparse.Namespace) -> None:
     args.device = _device(args.device)
     if args.model is None and args.part not in WITHOUT_MODEL:
-        raise BenchError(f"model=None: expected one of {', '.join(MODELS)}")
+        raise HiPruneError(f"model=None: expected one of {', '.join(MODELS)}")
     _refuse_unused(args)
     args.dtype = args.dtype or ("bfloat16" if args.device.type == "cuda" else "float32")
     if args.part in WITHOUT_MODEL:
@@ -88,19 +115,19 @@ def _complete(args: argparse.Namespace) -> None:
     args.architecture = MODELS[args.model]
     args.tiny = args.model in TINY
     if args.tiny and args.checkpoint:
-        raise BenchError(
+        raise HiPruneError(
             f"checkpoint={args.checkpoint!r} with model={args.model!r}, which is built with random "
             f"weights; with a checkpoint expected one of {', '.join(ARCHITECTURES)}"
         )
     is_qwen = args.architecture.family == "qwen2_5_vl"
     if args.image and args.image_size:
-        raise BenchError("image-size: of a made picture; expected this or --image, not both")
+        raise HiPruneError("image-size: of a made picture; expected this or --image, not both")
     if args.retention is None:
         args.retention = list(args.architecture.retentions)
         if args.part == "vision" and is_qwen:
             args.retention = [RETENTION]
     if len(set(args.retention)) < len(args.retention):
-        raise BenchError(f"retention={args.retention}: expected each budget once")
+        raise HiPruneError(f"retention={args.retention}: expected each budget once")
     if args.new_tokens is None and args.part == "all":
         args.new_tokens = TINY_NEW_TOKENS if args.tiny else PAPER_NEW_TOKENS
     if args.image_size is None and args.image is None:
@@ -124,7 +151,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
     for name, is_unused in unused.items():
         value = getattr(args, name)
         if is_unused and value is not None:
-            raise BenchError(
+            raise HiPruneError(
                 f"{name}={value!r} with --part {args.part} of {args.model or 'no model'}; "
                 "expected none, since it changes nothing there"
             )
@@ -133,56 +160,43 @@ def _refuse_unused(args: argparse.Namespace) -> None:
 def _device(text: str | None) -> torch.device:
     text = text or ("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise BenchError(f"device={text!r}: expected cpu, cuda or cuda:N")
+        raise HiPruneError(f"device={text!r}: expected cpu, cuda or cuda:N")
     if text.startswith("cuda"):
         here = torch.cuda.device_count()
-        number = int(text.partition(":")[2] or 0)
-        if number >= here:
-            raise BenchError(
+        index = int(text.partition(":")[2] or 0)
+        if index >= here:
+            raise HiPruneError(
                 f"device={text!r}: this machine and torch {torch.__version__} have {here} CUDA "
                 f"GPUs; expected {'cpu' if not here else f'cpu or cuda:0 to cuda:{here - 1}'}"
             )
-        return torch.device("cuda", number)
+        return torch.device("cuda", index)
     return torch.device("cpu")
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least}")
-        return int(text)
+def _checked(read: Callable[..., Any], *limits: int) -> Callable[[str], Any]:
+    """A reader as argparse takes it: an error of ours becomes one of the argument."""
 
-    return read
+    def of(text: str) -> Any:
+        try:
+            return read(text, *limits)
+        except HiPruneError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return of
 
 
 def _retention(text: str) -> int | float:
-    try:
-        value: Any = int(text) if re.fullmatch(r"[0-9]+", text) else float(text)
-        HiPruneConfig(retention=value)
-    except HiPruneError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a whole number of tokens or a share in (0, 1]"
-        ) from error
+    value = number(text)
+    if value is None:
+        raise HiPruneError(f"{text!r}: expected an integer (tokens) or a share in (0, 1]")
+    HiPruneConfig(retention=value)
     return value
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
-    size = tuple(map(int, match.groups())) if match else (0, 0)
-    if not all(28 <= side <= 16384 for side in size):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected WxH, each 28 to 16384 pixels")
-    return size
 
 
 def _patches(text: str) -> tuple[int, int | None]:
     """(patches, repetitions of their own or None)."""
     if not re.fullmatch(r"[0-9]{1,9}(:[0-9]{1,9})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected PATCHES or PATCHES:REPETITIONS")
+        raise HiPruneError(f"{text!r}: expected PATCHES or PATCHES:REPETITIONS")
     count, _, own = text.partition(":")
-    try:
-        side_of(int(count))
-    except BenchError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return int(count), _whole(1)(own) if own else None
+    side_of(int(count))
+    return int(count), integer(own, 1) if own else None

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
+from hiprune import HiPruneError
 from hiprune.images import pad_to_square
-from scripts.efficiency.latency.errors import BenchError
 from scripts.efficiency.latency.subject import Subject
 
 TEXT_TOKENS = 49  # the paper's FLOPs count a prompt of so many (Table 5)
@@ -40,7 +40,7 @@ class Inputs:
         return self.arguments.get("image_sizes")
 
 
-def make_inputs(subject: Subject, image: Image, prompt: str | None, seed: int) -> Inputs:
+def make_inputs(subject: Subject, image: Image.Image, prompt: str | None, seed: int) -> Inputs:
     """The image, pre-processed as the model's family does, and the prompt around it.
 
     Args:
@@ -48,7 +48,7 @@ def make_inputs(subject: Subject, image: Image, prompt: str | None, seed: int) -
             prompt is ``TEXT_TOKENS`` ids drawn from ``seed``, and None is expected.
     """
     if subject.reader is None and prompt is not None:
-        raise BenchError(
+        raise HiPruneError(
             f"prompt={prompt!r} with random weights, which have no tokenizer; expected none (it "
             f"becomes {TEXT_TOKENS} random ids)"
         )
@@ -75,7 +75,7 @@ def _random_ids(subject: Subject, seed: int) -> list[int]:
     return torch.randint(3, top, (TEXT_TOKENS,), generator=generator).tolist()
 
 
-def _processed(subject: Subject, image: Image, prompt: str) -> Inputs:
+def _processed(subject: Subject, image: Image.Image, prompt: str) -> Inputs:
     """By the processor of a checkpoint in transformers' format."""
     processor = subject.reader
     if subject.family == "llava":  # transformers crops where the original pads
@@ -89,7 +89,7 @@ def _processed(subject: Subject, image: Image, prompt: str) -> Inputs:
     return Inputs(_placed(subject, arguments), arguments["input_ids"].shape[1] - visual)
 
 
-def _pixels(subject: Subject, image: Image) -> dict[str, Any]:
+def _pixels(subject: Subject, image: Image.Image) -> dict[str, Any]:
     """What the family's image processor gives, made here since there is no checkpoint."""
     import transformers
 
@@ -129,7 +129,7 @@ def _placeholders(subject: Subject, arguments: dict[str, Any]) -> int:
     return len(packed[0])
 
 
-def _llava_package(subject: Subject, image: Image, prompt: str, text: list[int]) -> Inputs:
+def _llava_package(subject: Subject, image: Image.Image, prompt: str, text: list[int]) -> Inputs:
     from llava.conversation import conv_templates
     from llava.mm_utils import process_images, tokenizer_image_token
 
@@ -158,3 +158,10 @@ def _placed(subject: Subject, arguments: dict[str, Any]) -> dict[str, Any]:
             value = value.to(request.device, dtype)
         placed[name] = value
     return placed
+
+
+def make_picture(size: tuple[int, int], seed: int) -> Image.Image:
+    """Smooth coloured blobs of (width, height) pixels; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(coarse.numpy()).resize(size, Image.Resampling.BICUBIC)

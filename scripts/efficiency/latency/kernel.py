@@ -11,10 +11,9 @@ from importlib.util import find_spec
 import torch
 
 import hiprune
+from hiprune import HiPruneError
 from scripts.efficiency.latency.clock import CudaClock
-from scripts.efficiency.latency.comparisons import Comparison
-from scripts.efficiency.latency.errors import BenchError
-from scripts.efficiency.latency.rounds import Case
+from scripts.efficiency.latency.rounds import Case, Comparison
 
 TOKENS, HEADS, HEAD_SIZES = (16384, 1024, 4096), 16, (80, 64)
 # Time over the FlashAttention forward's, at most.
@@ -33,10 +32,10 @@ def kernel_cases(
     """Of each N and head size, in bfloat16: flash, ours in two passes and in one, flash_colreduce.
 
     Raises:
-        BenchError: no CUDA GPU.
+        HiPruneError: no CUDA GPU.
     """
     if device.type != "cuda":
-        raise BenchError(
+        raise HiPruneError(
             f"device={str(device)!r} with part='kernel'; expected a CUDA GPU, since the kernels "
             "that are compared run on nothing else"
         )

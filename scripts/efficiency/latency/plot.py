@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hiprune.figures.colours import BLUE, GREEN, VERMILION, YELLOW
 from scripts.efficiency.latency.report import TITLES
-from scripts.efficiency.latency.rounds import Rounds, Row
+from scripts.efficiency.latency.rounds import Rounds, Row, Summary, summarise, values_of
 from scripts.efficiency.latency.spans import PARTS
-from scripts.efficiency.latency.stats import Summary, summarise, values_of
 
-# Okabe and Ito's colours, told apart with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#F0E442", "#009E73")
+COLOURS = (BLUE, VERMILION, YELLOW, GREEN)
 
 
 def draw(record: dict[str, Any], rounds: Rounds, file: Path) -> bool:
@@ -21,13 +20,10 @@ def draw(record: dict[str, Any], rounds: Rounds, file: Path) -> bool:
     rows = [row for row in rounds.rows if row.samples]
     if not rows:
         return False
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    height = 1.9 + 0.42 * len(rows)
-    figure, axes = pyplot.subplots(figsize=(8, height), layout="constrained")
+    figure = Figure(figsize=(8, 1.9 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
     bars: Callable = _stacked if record["settings"]["part"] == "all" else _plain
     bars(axes, rows)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
@@ -35,7 +31,6 @@ def draw(record: dict[str, Any], rounds: Rounds, file: Path) -> bool:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(textwrap.fill(record["title"], 90), fontsize=10, loc="left")
     figure.savefig(file, dpi=150)
-    pyplot.close(figure)
     return True
 
 

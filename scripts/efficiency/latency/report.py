@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scripts.efficiency.latency import choices, kernel
 from scripts.efficiency.latency.cli import FEW_REPETITIONS
 from scripts.efficiency.latency.clock import OTHER
-from scripts.efficiency.latency.comparisons import Comparison
-from scripts.efficiency.latency.paper_efficiency import (
-    CORRESPONDENCE,
-    MODEL,
-    SETTING,
-    paper_efficiency,
-)
 from scripts.efficiency.latency.parts import UNPRUNED
-from scripts.efficiency.latency.rounds import MEMORY_ROUNDS, Rounds, Row
+from scripts.efficiency.latency.rounds import (
+    MEMORY_ROUNDS,
+    Comparison,
+    Rounds,
+    Row,
+    Summary,
+    summarise,
+    values_of,
+)
 from scripts.efficiency.latency.spans import PARTS, PREFILL, PROJECTOR, SCORING, TOWER
-from scripts.efficiency.latency.tables import MB, MISSING, MS, markdown, measured, ratio
+from scripts.tables.paper import METHOD, efficiency_rows
+from scripts.tables.render import markdown
 
+MISSING = "-"
+MS, MB = 1e3, 1e-6  # of seconds, of bytes
+MODEL = "llava-1.5-7b"
+SETTING = (
+    "arXiv:2508.00553v3, Table 5: LLaVA-1.5-7B on one A100-PCIE 40 GB, bfloat16, FlashAttention-2, "
+    "500 new tokens, 1 warm-up and 10 runs, mean ± standard deviation"
+)
+CORRESPONDENCE = (
+    "Which of the figures above the paper's Table 5 has: its prefill is the language model's "
+    "forward alone (our LLM prefill), without vision tower, selection and projector, which our "
+    "time to first token holds; its decode time is our decode per token, its throughput our tokens "
+    "per second, its VRAM our peak memory."
+)
 TITLES = {
     TOWER: "vision tower",
     SCORING: "scoring and selection",
@@ -36,6 +51,51 @@ MEMORY = (
     f"Memory is of up to {MEMORY_ROUNDS} runs of its own; MB are 10^6 bytes; extra is the peak "
     "over what was held before the run."
 )
+
+
+def number(value: float) -> str:
+    """Three significant digits or more; without an exponent, or decimals of a whole number."""
+    size = abs(value)
+    if size >= 1000 or value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.1f}" if size >= 100 else f"{value:.3g}" if size >= 1 else f"{value:.3f}"
+
+
+def spread(
+    found: Summary | None, scale: float = 1.0, write: Callable[[float], str] = number
+) -> str:
+    """median [lower quartile, upper quartile]; the median alone where all are the same."""
+    if found is None:
+        return MISSING
+    median, low, high = (write(scale * x) for x in (found.median, found.q1, found.q3))
+    return median if found.q1 == found.q3 else f"{median} [{low}, {high}]"
+
+
+def ratio(found: Summary | None) -> str:
+    return spread(found, write="{:.3f}".format)
+
+
+def measured(row: Row, metric: str, scale: float = 1.0) -> str:
+    return spread(summarise(values_of(row.of(metric), metric)), scale)
+
+
+def paper_efficiency() -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the paper's unpruned and HiPrune settings."""
+    header = ["tokens", "prefill ms", "decode ms", "tokens/s", "VRAM GB", "prefill speed-up"]
+    rows = []
+    for row in efficiency_rows():
+        cells = [
+            f"{row[mean]} ± {row[deviation]}"
+            for mean, deviation in (
+                ("prefill_ms", "prefill_sd"),
+                ("decode_ms", "decode_sd"),
+                ("throughput_tok_s", "thr_sd"),
+            )
+        ]
+        label = row["tokens"] if row["method"] == METHOD else f"{row['tokens']} (unpruned)"
+        speed_up = f"{float(row['prefill_speedup_derived']):.2f}x"
+        rows.append([label, *cells, row["VRAM_GB"], speed_up])
+    return header, rows
 
 
 def render(record: dict[str, Any], rounds: Rounds, comparisons: Sequence[Comparison]) -> str:

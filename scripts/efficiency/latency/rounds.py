@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from scripts.efficiency.latency.errors import is_out_of_memory
-from scripts.efficiency.latency.memory import free_memory
+from scripts.efficiency.latency.clock import free_memory
 
 MEMORY_ROUNDS = 3  # at most: memory varies little
 
@@ -107,3 +107,91 @@ def _attempt(run: Callable[[], dict[str, float]]) -> dict[str, float] | None:
         if not is_out_of_memory(error):
             raise
         return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a run failed for want of memory, on a GPU or (torch says it in words) on a CPU."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of n samples, in their unit; q1 and q3 are the quartiles (inclusive method)."""
+
+    median: float
+    q1: float
+    q3: float
+    n: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def summarise(samples: Iterable[float]) -> Summary | None:
+    """None without a sample; of one sample all quartiles are that sample."""
+    values = list(samples)
+    if not values:
+        return None
+    if len(values) == 1:
+        return Summary(values[0], values[0], values[0], 1)
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return Summary(median, q1, q3, len(values))
+
+
+def values_of(samples: Iterable[Mapping[str, float]], metric: str) -> list[float]:
+    return [sample[metric] for sample in samples if metric in sample]
+
+
+def paired_ratios(
+    samples: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, float]], metric: str
+) -> list[float]:
+    """metric / the base's, repetition by repetition: what drifts over a session cancels.
+
+    Samples carry "repetition"; those that only one side has are left out.
+    """
+    others = {sample["repetition"]: sample for sample in base}
+    ratios = []
+    for sample in samples:
+        other = others.get(sample["repetition"], {})
+        if metric in sample and other.get(metric):
+            ratios.append(sample[metric] / other[metric])
+    return ratios
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """metric of ``case`` / metric of ``base``; met where the median ratio is at most ``target``."""
+
+    case: str
+    base: str
+    metric: str
+    target: float | None = None
+
+    def ratios(self, rounds: Rounds) -> list[float]:
+        """One a repetition that both have."""
+        case, base = rounds.row(self.case), rounds.row(self.base)
+        return paired_ratios(case.of(self.metric), base.of(self.metric), self.metric)
+
+    def summary(self, rounds: Rounds) -> Summary | None:
+        return summarise(self.ratios(rounds))
+
+    def verdict(self, rounds: Rounds) -> str | None:
+        """None without a target or without a measurement."""
+        found = self.summary(rounds)
+        if found is None or self.target is None:
+            return None
+        return "met" if found.median <= self.target else "missed"
+
+    def as_dict(self, rounds: Rounds) -> dict[str, Any]:
+        found = self.summary(rounds)
+        return {
+            "case": self.case,
+            "base": self.base,
+            "metric": self.metric,
+            "target": self.target,
+            "ratios": self.ratios(rounds),
+            "summary": found.as_dict() if found else None,
+            "verdict": self.verdict(rounds),
+        }

@@ -1,4 +1,4 @@
-"""What is measured: how it was asked for, and the model itself."""
+"""What is measured: how it was asked for, the package it is of, and the model itself."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hiprune.models.transformers_version import require_transformers
 
+from hiprune import HiPruneError
 from scripts.efficiency.architectures import Architecture
+from scripts.efficiency.configs import has_llava_package
+
+# The `llava` package reads checkpoints of its own format.
+PACKAGE_CHECKPOINTS = {
+    "llava-1.5-7b": "liuhaotian/llava-v1.5-7b",
+    "llava-1.5-13b": "liuhaotian/llava-v1.5-13b",
+    "llava-next-7b": "liuhaotian/llava-v1.6-vicuna-7b",
+}
 
 
 @dataclass(frozen=True)
@@ -49,3 +59,35 @@ class Subject:
 def language_model(subject: Subject) -> Any:
     model = subject.model
     return model.get_model() if subject.is_llava_package else model.model.language_model
+
+
+def choose_package(asked: str | None, family: str) -> str:
+    """ "transformers" or "llava": the one asked for, or the one that this environment has.
+
+    Raises:
+        HiPruneError: it is not here, or does not know the family.
+    """
+    package = asked or ("llava" if has_llava_package() else "transformers")
+    if package == "llava" and not has_llava_package():
+        raise HiPruneError(
+            "package='llava': it is not importable here; expected an environment that has it "
+            "(setup_llava.sh makes one), or --package transformers"
+        )
+    if package == "llava" and family == "qwen2_5_vl":
+        raise HiPruneError(
+            "model: Qwen2.5-VL with the `llava` package; expected LLaVA models here. "
+            "Qwen2.5-VL needs the environment of setup_qwen.sh"
+        )
+    if package == "transformers":
+        try:
+            require_transformers()
+        except HiPruneError as error:
+            raise HiPruneError(f"package='transformers': {error}") from error
+    return package
+
+
+def default_checkpoint(architecture: Architecture, package: str) -> str | None:
+    """Its id on the hub, in the package's format; None for a tiny model."""
+    if package == "llava":
+        return PACKAGE_CHECKPOINTS.get(architecture.name)
+    return architecture.checkpoint or None
