@@ -7,19 +7,22 @@ from hiprune.figures.maps import received_attention_maps
 from hiprune.handle import PruneHandle
 
 # The function, in the place of the subpackage's name: `from hiprune.methods import ...` finds that.
-from hiprune.methods import methods
+from hiprune.methods import choose_tokens, methods
+from hiprune.models.clip_text import ClipText
 from hiprune.patching import apply, prune
 from hiprune.scores import received_attention
 from hiprune.selection import TokenSelection, select_tokens
 
 __version__ = "0.2.0"
 __all__ = [
+    "ClipText",
     "HiPruneConfig",
     "HiPruneError",
     "PruneHandle",
     "TokenSelection",
     "analysis",
     "apply",
+    "choose_tokens",
     "methods",
     "prune",
     "received_attention",

@@ -39,33 +39,33 @@ class ScoredLayer:
             are looked up whenever the attention runs: what was put in their place meanwhile (LoRA)
             counts. The model computes the outputs anyway: nothing is computed twice.
         score: the attention module, the projections' outputs in their order, and the attention's
-            keyword arguments -> attention that each token receives, (B, N) or (N,). A function of
-            a module, or a partial of one.
+            keyword arguments -> attention that each token receives, (B, N) or (N,), or what else
+            the adapter looks for. A function of a module, or an object of a class of one.
     """
 
     attention: nn.Module
     projections: tuple[str, ...]
-    score: Callable[..., Tensor]
+    score: Callable[..., Any]
 
 
 class Recording:
     """What one image pass found of the scored layers.
 
     Attributes:
-        scores: layer number -> float32 scores, once for each time that the layer ran.
+        scores: layer number -> what the layer's function gave, each time that the layer ran.
     """
 
     def __init__(self, capture: AttentionCapture, numbers: tuple[int, ...]) -> None:
         self.capture = capture
-        self.scores: dict[int, list[Tensor]] = {number: [] for number in numbers}
+        self.scores: dict[int, list[Any]] = {number: [] for number in numbers}
         self.outputs: dict[int, Tensor] = {}  # id of a projection -> its output
 
-    def add(self, number: int, scores: Tensor) -> None:
-        """Scores that the adapter has computed itself."""
+    def add(self, number: int, scores: Any) -> None:
+        """What the adapter has computed itself."""
         self.scores[number].append(scores)
 
-    def found(self) -> dict[int, Tensor]:
-        """Layer number -> float32 scores of this pass.
+    def found(self) -> dict[int, Any]:
+        """Layer number -> what was found of it in this pass.
 
         Raises:
             HiPruneError: a scored layer did not run exactly once so far.

@@ -6,12 +6,13 @@ import functools
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
 from hiprune.errors import HiPruneError
-from hiprune.methods import METHODS
+from hiprune.methods import METHODS, WITH_CLS, Method
+from hiprune.methods.hiprune import DEFAULT_ALPHA
 from hiprune.neighbours import NEIGHBORHOODS, SHAPES
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ class Family:
 
 # Name -> family: the registry of models fills it (hiprune.models.base.register).
 FAMILIES: dict[str, Family] = {}
-DEFAULT_ALPHA = 0.1
 # What the fields that change the method take, its default first.
 CHOICES: dict[str, tuple] = {
     "method": tuple(METHODS),
@@ -65,10 +65,12 @@ class HiPruneConfig:
         object_layer: l, the middle encoder layer that anchors are read from, counted from 1.
             None: the default of the model's family, at the same share of the tower's depth where
             that is not the paper's: 9 of 24 layers (CLIP), 16 of 32 (Qwen), rounded half up.
-        method: a name out of :func:`hiprune.methods`: "hiprune"; or, with the same budget and
-            patch, our implementation of a simple method to compare with: "random" (drawn anew for
-            every image), "uniform" (evenly spaced), "cls" (most attended by CLS in the output
-            layer, where there is a CLS).
+        method: a name out of :func:`hiprune.methods`: "hiprune"; "hiprune_pp", which reads the
+            prompt's words as well; or, with the same budget and patch, our implementation of a
+            method to compare with: "random" (drawn anew for every image), "uniform" (evenly
+            spaced), "cls" (FasterVLM: most attended by CLS in the output layer), "vispruner",
+            "scope", "divprune", "visionzip", "cdpruner" (their files say what they are). Those
+            that look at CLS need a tower that has it.
         score: "global", attention from all tokens; or "cls", from CLS alone (paper, Table 6a).
         buffer: an anchor's neighbours: "cross" (4), "square" (8), "diagonal" (4), "row" (2),
             "column" (2) or "none" (paper, Tables 6c and 11).
@@ -77,6 +79,8 @@ class HiPruneConfig:
         registers: False: anchors and buffers fill the whole budget (paper, Table 6b), whatever
             alpha is. Without anchors and buffers is alpha = 0.
         seed: of "random".
+        settings: of the method's own, name -> value: {"alpha": 0.5} of "scope". What is left out
+            has the default of the method's class.
 
     Numbers may be numpy's; they are kept as Python's.
 
@@ -94,10 +98,13 @@ class HiPruneConfig:
     neighborhood: str = "flat"
     registers: bool = True
     seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("retention", "alpha", "object_layer", "seed"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
+        own = {name: _plain(value) for name, value in dict(self.settings).items()}
+        object.__setattr__(self, "settings", own)
         retention = self.retention
         if retention is not None and not _is_in(retention, 1, None) and not _is_share(retention):
             raise HiPruneError(
@@ -119,6 +126,14 @@ class HiPruneConfig:
                 raise HiPruneError(f"{name}={value!r}: expected one of {expected}")
         if not _is_in(self.seed, 0, 2**63 - 1):
             raise HiPruneError(f"seed={self.seed!r}: expected an integer from 0 to 2**63 - 1")
+        for name in own:
+            if name not in METHODS[self.method].own():
+                expected = " or ".join(METHODS[self.method].own()) or "none"
+                raise HiPruneError(
+                    f"settings: {name}={own[name]!r} with method={self.method!r}: expected "
+                    f"{expected}"
+                )
+        METHODS[self.method].made(own)  # raises for what a setting does not take
         foreign = _foreign(self.method, self.variant())
         if foreign:
             raise HiPruneError(
@@ -166,7 +181,8 @@ class HiPruneConfig:
             )
         seed = _read_int(env, "HIPRUNE_SEED", 0, 2**63 - 1, "a seed")
         alpha = DEFAULT_ALPHA if alpha is None else alpha
-        config = cls(retention, alpha, layer, **choices, seed=seed or 0)
+        own = _read_own(env, METHODS[choices["method"]])
+        config = cls(retention, alpha, layer, **choices, seed=seed or 0, settings=own)
         return config.resolve(family, layers, tokens)
 
     def resolve(
@@ -213,6 +229,9 @@ class HiPruneConfig:
         for name in CHOICES:
             value = getattr(self, name)
             found[f"HIPRUNE_{name.upper()}"] = str(int(value)) if isinstance(value, bool) else value
+        method = METHODS[self.method]
+        for name in method.own():
+            found[method.variable(name)] = str(self.settings.get(name, getattr(method, name)))
         return found
 
     @property
@@ -222,8 +241,8 @@ class HiPruneConfig:
 
     @property
     def uses_cls(self) -> bool:
-        """Are scores read off the CLS token's attention alone, which only some towers have?"""
-        return self.score == "cls" or "cls_attention" in self.needs
+        """Is the CLS token looked at, which only some towers have?"""
+        return self.score == "cls" or not WITH_CLS.isdisjoint(self.needs)
 
     def variant(self) -> dict[str, object]:
         """What differs from the paper's method, name -> value; empty for the method itself."""
@@ -232,8 +251,13 @@ class HiPruneConfig:
             for name, choices in CHOICES.items()
             if getattr(self, name) != choices[0]
         }
-        seeded = "seed" in METHODS[self.method].settings()
-        return {**found, "seed": self.seed} if seeded else found
+        method = METHODS[self.method]
+        if "seed" in method.shared:
+            found["seed"] = self.seed
+        for name, value in self.settings.items():
+            if value != getattr(method, name):
+                found[f"{self.method}_{name}"] = value
+        return found
 
     def budget(self, tokens: int) -> int:
         """N' for an image of ``tokens`` tokens: at least 1, at most all of them."""
@@ -272,12 +296,12 @@ def _is_share(value: Any) -> bool:
 
 def _foreign(method: str, changed: Mapping | list) -> str | None:
     """The first changed field that is no setting of the method."""
-    own = (*METHODS[method].settings(), "method")
-    return next((name for name in changed if name not in own), None)
+    fields = [name for name in CHOICES if name != "method" and name in changed]
+    return next((name for name in fields if name not in METHODS[method].shared), None)
 
 
 def _methods_with(setting: str) -> str:
-    return " and ".join(repr(n) for n, each in METHODS.items() if setting in each.settings())
+    return " and ".join(repr(n) for n, each in METHODS.items() if setting in each.shared)
 
 
 def _read_choice(env: Mapping[str, str], field: str) -> Any:
@@ -289,6 +313,23 @@ def _read_choice(env: Mapping[str, str], field: str) -> Any:
     if text not in expected:
         raise HiPruneError(f"{name}={text!r}: expected one of {', '.join(expected)}")
     return expected[text]
+
+
+def _read_own(env: Mapping[str, str], method: type[Method]) -> dict[str, Any]:
+    """A method's own settings, of those of its variables that are set."""
+    found = {}
+    for name, setting in method.own().items():
+        variable = method.variable(name)
+        if variable not in env:
+            continue
+        text = env[variable]
+        try:
+            found[name] = setting.read(text)
+        except (ValueError, KeyError):
+            found[name] = None
+        if not setting.fits(found[name]):
+            raise HiPruneError(f"{variable}={text!r}: expected {setting.expected}")
+    return found
 
 
 def _number(text: str, kind: type) -> Any:

@@ -76,7 +76,7 @@ class PruneHandle:
     def selections(self, found: list[TokenSelection]) -> None:
         self._local.selections = found
 
-    def encode_images(self, pixels: Any, sizes: Any = None) -> list[Tensor]:
+    def encode_images(self, pixels: Any, sizes: Any = None, text: Any = None) -> list[Tensor]:
         """Pixels -> the kept tokens of each image, (N', C), as the language model gets them.
 
         Runs the vision tower, the selection (``selections`` tell it) and the projector, no prompt.
@@ -84,6 +84,8 @@ class PruneHandle:
         Args:
             pixels: as the model's processor gives them.
             sizes: what comes with them: `image_sizes` of LLaVA-NeXT, `image_grid_thw` of Qwen's.
+            text: for a method that reads the prompt's words: (M, E) embeddings of them, for all
+                images or a list of one each; with a text encoder also the words themselves.
 
         Raises:
             HiPruneError: the handle was removed, or what the model's forward raises.
@@ -92,7 +94,7 @@ class PruneHandle:
         if not self._changes or model is None:
             raise HiPruneError("encode_images: HiPrune was removed from this model")
         with torch.no_grad():
-            return self.adapter.encode_images(model, self, pixels, sizes)
+            return self.adapter.encode_images(model, self, pixels, sizes, text)
 
     # What an adapter does to a model, each with its way back.
 

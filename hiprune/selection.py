@@ -22,6 +22,8 @@ class TokenSelection:
         register: (B, N) bool, most attended in the output layer among the others.
         keep: (B, N) bool, the union; anchor, buffer and register are disjoint.
         indices: (B, N') int64, the kept tokens in ascending (raster) order.
+        merged: (B, C', C) float32, tokens that a merging method makes, to follow the kept ones, of
+            which there are fewer then; None: the method makes none.
     """
 
     anchor: Tensor
@@ -29,6 +31,7 @@ class TokenSelection:
     register: Tensor
     keep: Tensor
     indices: Tensor
+    merged: Tensor | None = None
 
     def gather(self, tokens: Tensor) -> Tensor:
         """The kept rows of ``tokens``: (B, N, C) -> (B, N', C)."""
@@ -42,6 +45,7 @@ class TokenSelection:
             self.register[rows],
             self.keep[rows],
             self.indices[rows],
+            None if self.merged is None else self.merged[rows],
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from hiprune.models.language import Beside, LanguageModel, ShortPrompt
 from hiprune.models.prompt import ImageSpan, PromptPlan, ShrunkPrompt, images_of_rows
 from hiprune.models.transformers_version import require_transformers
+from hiprune.models.words import PromptEmbeds, given, reading
 from torch import Tensor
 
 from hiprune.config import FAMILIES, Family, HiPruneConfig
@@ -170,6 +171,19 @@ class Transformers(ABC):
         """What comes with the pixels of this kind, for :meth:`visuals`."""
         return arguments.get(kind.sizes)
 
+    def text(self, model: Any, text: Any) -> Any:
+        """What reads the prompt's words for methods that need them.
+
+        Args:
+            text: as of :func:`hiprune.apply`.
+        """
+        if text is not None:
+            raise HiPruneError(
+                f"text={type(text).__name__}: expected None, for this model's words are embeddings "
+                "of its own"
+            )
+        return PromptEmbeds()
+
     def check(self, model: Any, arguments: dict[str, Any]) -> None:  # noqa: B027 (may be none)
         """Raise for arguments of this family's own that cannot be pruned."""
 
@@ -192,7 +206,9 @@ class Transformers(ABC):
 
     # What follows from it.
 
-    def patch(self, model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
+    def patch(
+        self, model: Any, config: HiPruneConfig | None = None, text: Any = None
+    ) -> PruneHandle:
         """Apply HiPrune to a model; see :func:`hiprune.apply`."""
         require_transformers()
         name, size = self.family(model), self.size(model)
@@ -200,6 +216,8 @@ class Transformers(ABC):
             HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
         )
         tower = self.tower(model, config)
+        if tower.reads_text:
+            tower.text = self.text(model, text)
         handle = PruneHandle(model, config, name, self)
         try:
             handle.tower = tower
@@ -210,13 +228,16 @@ class Transformers(ABC):
             raise
         return handle
 
-    def encode_images(self, model: Any, handle: PruneHandle, pixels: Any, sizes: Any) -> list:
+    def encode_images(
+        self, model: Any, handle: PruneHandle, pixels: Any, sizes: Any, text: Any = None
+    ) -> list:
         """See :meth:`hiprune.PruneHandle.encode_images`."""
         kind = self.kinds[0]
         if kind.sizes == "image_grid_thw" and sizes is None:
             raise HiPruneError("sizes=None; expected image_grid_thw, (n, 3)")
-        _, encode = self.visuals(model, handle.tower, kind, pixels, sizes)
-        encoded = encode({})
+        spans, encode = self.visuals(model, handle.tower, kind, pixels, sizes)
+        with reading(given(text, len(spans), handle.tower.text)):
+            encoded = encode({})
         handle.selections = encoded.selections
         return encoded.features
 
@@ -270,7 +291,7 @@ class Transformers(ABC):
         self.check(model, arguments)
 
         # What is read on the host is read here, before the tower runs.
-        kinds, spans, encoders = torch.zeros_like(ids), {}, {}
+        kinds, spans, encoders, prompts = torch.zeros_like(ids), {}, {}, {}
         for kind in self.kinds:
             pixels = arguments.pop(kind.pixels, None)
             if not _given(pixels):
@@ -284,6 +305,10 @@ class Transformers(ABC):
             kinds = kinds + kind.number * here
             spans[kind.number] = [[images[number] for number in row] for row in rows]
             encoders[kind] = encode
+            prompts[kind] = [number for number, row in enumerate(rows) for _ in row]
+        words = None
+        if handle.tower.reads_text:
+            words = handle.tower.text.of_prompts(model, ids, mask, kinds > 0)
         from_right = bool(arguments.get("logits_to_keep"))
         plan = PromptPlan(kinds, mask, spans, from_right)
         positions, ahead = arguments.pop("position_ids", None), None
@@ -295,7 +320,8 @@ class Transformers(ABC):
 
         shrunk = Shrunk(ShortPrompt(ahead=ahead))
         for kind, encode in encoders.items():
-            shrunk.encoded[kind.name] = encode(wanted or {})
+            with reading(words and [words[number] for number in prompts[kind]]):
+                shrunk.encoded[kind.name] = encode(wanted or {})
         places = {kind.number: torch.cat(shrunk.encoded[kind.name].places) for kind in encoders}
         handle.selections = [s for e in shrunk.encoded.values() for s in e.selections]
         prompt = shrunk.short.prompt = plan.fill(places)

@@ -1,11 +1,12 @@
-"""A CLIP-like tower (CLIP, SigLIP, InternViT), scored as it runs, and the choice of tokens.
+"""A CLIP-like tower (CLIP, SigLIP, InternViT), looked at as it runs, and the choice of tokens.
 
 An image is one view (LLaVA-1.5) or several (LLaVA-NeXT: a base view, then a grid of them; InternVL:
 tiles). A layer sees E extra tokens (CLS; none in SigLIP), then the patches of a view. The tower
 runs as its own modules, of transformers 4.37 or 5. Modifications, on one instance, until the
 handle's remove() and only within a pass that drops tokens and that nobody looks into:
 - the output layer runs its second half for the kept tokens alone, which it gives as (1, sum of P,
-  C_v), and the layers after it hand them on;
+  C_v), and the layers after it hand them on; for a method that looks at tokens themselves it runs
+  whole, and the layers after it hand all on;
 - transformers 4.37's attention, which knows eager alone, is computed by torch's SDPA.
 Where somebody looks (hooks on what would be skipped, gradients, attentions or hidden states that
 are asked for, compiled modules) the tower runs as it is, and the kept tokens are gathered.
@@ -15,36 +16,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from hiprune.models.clip_layer import (
+    Look,
     drops_out,
     fused_attention,
-    halves,
     layers_of,
+    norm_of,
     part,
     patch_columns,
-    score,
     transformer_of,
 )
+from hiprune.models.clip_pass import LOOKS, PASS, TOKENS, Pass, pass_of
+from hiprune.models.clip_text import ClipText
 from hiprune.models.tokens import Tokens
-from hiprune.models.views import merged_order
 from torch import Tensor
 
-from hiprune.capture import AttentionCapture, Recording, ScoredLayer, observed
+from hiprune.capture import AttentionCapture, ScoredLayer, observed
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
-from hiprune.handle import STATE, Part, PruneHandle, overridden
-from hiprune.methods import Images, method_of
-from hiprune.selection import TokenSelection
+from hiprune.handle import Part, PruneHandle, overridden
+from hiprune.methods import method_of
 
 
 class ClipTower:
-    """What is known of one patched model's tower; it holds no module.
+    """What is known of one patched model's tower; it holds no module of it.
 
     Args:
         vision: transformers' CLIPVisionModel, SiglipVisionModel or InternVLVisionModel.
@@ -74,10 +72,13 @@ class ClipTower:
         self.columns = self.tokens.columns  # c; N = c * c
         self.counted_views = counted_views
         self.output_layer = select_layer % (n_layers + 1)
-        # Whose attention counts: every token's, or that of CLS, the first, alone.
-        self.scored_queries = slice(0, 1) if config.uses_cls else slice(None)
         self.tuples = transformer_of(vision) is not vision  # layers of transformers 4 give these
-        self.choose = method_of(config)
+        self.method = method_of(config)
+        self.looks = self._looks()
+        # Can all be chosen before the output layer's second half has run?
+        self.reads_tokens = not TOKENS.isdisjoint(self.method.needs)
+        self.reads_text = "text_embeds" in self.method.needs
+        self.text: ClipText | None = None  # the adapter's, where it is read
         self.capture = AttentionCapture()
         if self.output_layer == 0:
             raise HiPruneError(
@@ -85,9 +86,16 @@ class ClipTower:
                 "the output of a layer"
             )
         if config.uses_cls and not self.tokens.extra:
-            name = "method" if config.method == "cls" else "score"
+            name = "score" if config.score == "cls" else "method"
             raise HiPruneError(
-                f"{name}='cls': this model's vision tower has no CLS token; expected another {name}"
+                f"{name}={getattr(config, name)!r}: this model's vision tower has no CLS token; "
+                f"expected another {name}"
+            )
+        beyond = set(self.method.needs) - {"object_scores", "output_scores", "cls_attention"}
+        if beyond and not self.tokens.plain:
+            raise HiPruneError(
+                f"method={config.method!r}: needs {', '.join(sorted(beyond))}, which are not known "
+                "of this model's tokens; expected a method that needs attention alone"
             )
         if config.object_layer > n_layers:
             raise HiPruneError(
@@ -104,14 +112,24 @@ class ClipTower:
                 f"({what} in this model)"
             )
 
+    def _looks(self) -> dict[int, Look]:
+        """Layer -> what the method needs of it."""
+        names: dict[int, set[str]] = {}
+        of_cls = self.config.score == "cls"
+        for need in self.method.needs:
+            if need in LOOKS:
+                object_layer = need == "object_scores"
+                number = self.config.object_layer if object_layer else self.output_layer
+                names.setdefault(number, set()).add(LOOKS[need])
+        extra = self.tokens.extra
+        return {n: Look(frozenset(names[n]), of_cls, extra) for n in sorted(names)}
+
     def patch(self, handle: PruneHandle, vision: Any) -> None:
-        """Hooks on both scored layers' attention, and what short cuts need."""
-        layers, function = layers_of(vision), partial(score, self.scored_queries)
+        """Hooks on the attention of layers that are looked at, and what short cuts need."""
+        layers = layers_of(vision)
         scored = {
-            number: ScoredLayer(
-                part(layers[number - 1], "self_attn"), ("q_proj", "k_proj"), function
-            )
-            for number in sorted({self.config.object_layer, self.output_layer})
+            number: ScoredLayer(part(layers[number - 1], "self_attn"), ("q_proj", "k_proj"), look)
+            for number, look in self.looks.items()
         }
         for attention in [layer.self_attn for layer in layers] if self.tuples else []:
             if not overridden(attention) and type(attention).__module__.startswith("transformers."):
@@ -121,7 +139,11 @@ class ClipTower:
             handle.patch(layer, _Layer, self)
 
     def kept_tokens(self, views: int) -> int:
-        """N' of an image with so many views; known before the tower has run.
+        """N' of an image with so many views; known before the tower has run."""
+        return self.method.kept(self.budget(views), self.tokens.count) * views
+
+    def budget(self, views: int) -> int:
+        """Of each of so many views of an image.
 
         Raises:
             HiPruneError: less than a token a view.
@@ -133,7 +155,7 @@ class ClipTower:
                 f"retention={self.config.retention}: leaves no token for each of the {views} views "
                 f"of an image; expected at least {views} tokens"
             )
-        return min(budget // views, self.tokens.count) * views
+        return min(budget // views, self.tokens.count)
 
     @contextmanager
     def passing(
@@ -159,108 +181,18 @@ class ClipTower:
             budgets: N' of a view of each image; None: N' of the image, shared out evenly.
         """
         tokens = self.tokens if tokens is None else tokens
-        if budgets is None:
-            budgets = [self.kept_tokens(count) // count for count in views]
-        drops = any(budget < tokens.count for budget in budgets)
+        budgets = [self.budget(count) for count in views] if budgets is None else budgets
+        drops = any(self.method.kept(budget, tokens.count) < tokens.count for budget in budgets)
         unseen = drops and not looked_at and not _seen(self, modules, pixels)
         with self.capture.recording() as recording:
-            token = _PASS.set(Pass(self, tokens, views, budgets, columns, recording, unseen))
+            norm = norm_of(modules[-1])
+            token = PASS.set(Pass(self, tokens, views, budgets, columns, recording, unseen, norm))
             try:
                 # Nobody wants gradients of an unseen pass: layers are not checkpointed either.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not unseen):
-                    yield _PASS.get()
+                    yield PASS.get()
             finally:
-                _PASS.reset(token)
-
-
-@dataclass
-class Pass:
-    """What one run of the tower works with.
-
-    Attributes:
-        budgets: N' of a view of each image.
-        unseen: may what nobody looks at run otherwise?
-        selections: one an image, whose rows are its views, once they are chosen.
-        states: what the output layer gave: (1, sum of P, C_v) of a short pass.
-    """
-
-    tower: ClipTower
-    tokens: Tokens
-    views: Sequence[int]
-    budgets: Sequence[int]
-    columns: Sequence[int | None]
-    recording: Recording
-    unseen: bool
-    selections: list[TokenSelection] | None = None
-    states: Tensor | None = None
-
-    @property
-    def short(self) -> bool:
-        """Does the output layer give kept tokens alone?"""
-        # An object layer beyond the output layer is legal in the paper's ablation.
-        return self.unseen and self.tower.config.object_layer <= self.tower.output_layer
-
-    def kept(self, features: Tensor) -> list[Tensor]:
-        """(sum of V, patches, C_v), or (1, sum of P, C_v) of a short pass -> (P, C_v) an image.
-
-        P is N', but where extra tokens are handed on or a token has several patches. In front of
-        the patches the extra tokens may stand.
-        """
-        tokens = self.tokens
-        if self.short:
-            return list(features[0].split([tokens.handed_on(s) for s in self.selections]))
-        return self._take(lambda rows, places: tokens.take(features[rows], places), features.device)
-
-    def cut(self, layer: Any, hidden: Tensor) -> Tensor:
-        """The output layer: (sum of V, E + patches, C_v) -> (1, sum of P, C_v)."""
-        found, rest = halves(layer, hidden, self.tower.scored_queries)
-        self.recording.add(self.tower.output_layer, found)
-        self.states = torch.cat(self._take(rest, found.device)).unsqueeze(0)
-        return self.states
-
-    def _take(self, features: Callable[[slice, Tensor], Tensor], device: Any) -> list[Tensor]:
-        """Choose, and take the features of what is kept; see :func:`halves` for these."""
-        tower, tokens, scores = self.tower, self.tokens, self.recording.found()
-        # Extra tokens are dropped, and the layers may lie on several devices.
-        object_scores, output_scores = (
-            tokens.scores(scores[number].to(device))  # (sum of V, N)
-            for number in (tower.config.object_layer, tower.output_layer)
-        )
-
-        def select(rows: slice, budget: int) -> TokenSelection:
-            output = output_scores[rows]
-            return tower.choose(
-                Images.like(output, tokens.columns, budget),
-                object_scores=object_scores[rows],
-                output_scores=output,
-                # Where a method needs it, these are scores of CLS's attention: its heads' mean.
-                cls_attention=output.unsqueeze(1),  # (V, 1, N)
-            )
-
-        if all(count == 1 for count in self.views):  # one budget: all images at once
-            chosen = select(slice(None), self.budgets[0])
-            self.selections = [chosen[i : i + 1] for i in range(len(self.views))]
-            return list(features(slice(None), tokens.places(chosen.indices)))
-        self.selections, kept, start = [], [], 0
-        for count, budget, columns in zip(self.views, self.budgets, self.columns, strict=True):
-            rows = slice(start, start := start + count)
-            chosen = select(rows, budget)
-            # (V, P/V, C_v) -> (P, C_v)
-            found = features(rows, tokens.places(chosen.indices)).flatten(0, 1)
-            if columns is not None:
-                found = found[merged_order(chosen, tokens.columns, columns)]
-            self.selections.append(chosen)
-            kept.append(found)
-        return kept
-
-
-_PASS: ContextVar[Pass | None] = ContextVar("hiprune_clip_pass", default=None)
-
-
-def pass_of(module: Any) -> Pass | None:
-    """The pass that runs, if it is one of this module's tower."""
-    found = _PASS.get()
-    return found if found is not None and found.tower is vars(module)[STATE] else None
+                PASS.reset(token)
 
 
 class _Layer(Part):
@@ -268,9 +200,15 @@ class _Layer(Part):
 
     def forward(layer: Any, original: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         run = pass_of(layer)
-        if run is None or not run.short:
-            return original(hidden, *args, **kwargs)
-        hidden = run.cut(layer, hidden) if run.selections is None else hidden
+        if run is not None and run.cuts:
+            hidden = run.cut(layer, hidden) if run.selections is None else hidden
+        elif run is not None and run.short and run.hidden is not None:
+            pass  # it ended with the output layer
+        else:
+            output = original(hidden, *args, **kwargs)
+            if run is not None and run.hidden is None:
+                run.hidden = output[0] if run.tower.tuples else output
+            return output
         return (hidden,) if run.tower.tuples else hidden
 
 
@@ -290,8 +228,7 @@ class _Attention(Part):
 def _seen(tower: ClipTower, modules: Sequence[Any], pixels: Tensor) -> bool:
     """Would anybody see that the tower is cut short?"""
     vision, inner = modules[-1], transformer_of(modules[-1])
-    norm = inner.layernorm if hasattr(inner, "layernorm") else inner.post_layernorm
-    around = (*modules, inner, inner.encoder, norm)
+    around = (*modules, inner, inner.encoder, norm_of(vision))
     skipped = list(layers_of(vision))[tower.output_layer - 1 :]  # in part, or all of it
     weights = vision.parameters()
     # A hook may bring in what wants a gradient, anywhere.

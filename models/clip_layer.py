@@ -8,6 +8,7 @@ keys, and scales what each half adds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,16 +29,47 @@ def part(module: Any, name: str) -> Any:
     return getattr(module, name if hasattr(module, name) else _INTERNVIT[name])
 
 
-def score(scored_queries: slice, attention: Any, query: Tensor, key: Tensor, **_: Any) -> Tensor:
-    """What q_proj and k_proj of a layer's attention give, (B, E+N, C_v) each -> (B, E+N)."""
-    query, key = heads(attention, query, "q_norm"), heads(attention, key, "k_norm")
-    return received_attention(query[:, :, scored_queries], key, attention.scale)
+@dataclass(frozen=True)
+class Look:
+    """What is looked at of a layer's queries and keys.
+
+    Attributes:
+        names: "scores" (B, patches), attention received; "cls_attention" (B, H, patches), the CLS
+            row of each head; "keys" (B, H, E+patches, D).
+        of_cls: are the scores of CLS's attention, the first token's, alone? Else of all tokens'.
+        extra: E.
+    """
+
+    names: frozenset[str]
+    of_cls: bool = False
+    extra: int = 1
+
+    def __call__(self, attention: Any, query: Tensor, key: Tensor, **_: Any) -> dict[str, Tensor]:
+        """Of what q_proj and k_proj of a layer's attention give, (B, E+patches, C_v) each."""
+        query, key = heads(attention, query, "q_norm"), heads(attention, key, "k_norm")
+        return self.of_heads(query, key, attention.scale)
+
+    @torch.no_grad()
+    def of_heads(self, query: Tensor, key: Tensor, scale: float) -> dict[str, Tensor]:
+        """Of (B, H, E+patches, D) each; extra tokens are dropped from what is told of tokens."""
+        found = {}
+        if "scores" in self.names:
+            scored = query[:, :, :1] if self.of_cls else query
+            found["scores"] = received_attention(scored, key, scale)[:, self.extra :]
+        if "cls_attention" in self.names:
+            first = query[:, :, :1].float() * scale  # (B, H, 1, D)
+            with torch.autocast(key.device.type, enabled=False):
+                logits = (first @ key.float().mT).squeeze(2)  # (B, H, E+patches)
+            found["cls_attention"] = logits.softmax(dim=-1)[:, :, self.extra :]
+        if "keys" in self.names:
+            found["keys"] = key
+        return found
 
 
 def halves(
-    layer: Any, hidden: Tensor, scored_queries: slice
-) -> tuple[Tensor, Callable[[slice, Tensor], Tensor]]:
-    """(B, E+N, C_v) -> scores of a layer, (B, E+N), and what runs the rest of it.
+    layer: Any, hidden: Tensor, look: Look | None
+) -> tuple[dict[str, Tensor] | None, Callable[[slice, Tensor], Tensor]]:
+    """(B, E+N, C_v) -> what a layer is looked at for, and what runs the rest of it.
 
     That takes rows of the batch, B' in number, and (B', P) places among the E+N tokens, and gives
     (B', P, C_v): what a token becomes depends on all keys and values but on its own query alone.
@@ -56,7 +88,7 @@ def halves(
         out = layer.mlp(part(layer, "layer_norm2")(tokens))
         return tokens + _scaled(layer, "lambda_2", out)
 
-    return received_attention(query[:, :, scored_queries], key, attention.scale), rest
+    return look and look.of_heads(query, key, attention.scale), rest
 
 
 def fused_attention(attention: Any, hidden: Tensor) -> Tensor:
@@ -90,6 +122,12 @@ def gather(tokens: Tensor, kept: Tensor) -> Tensor:
     """(B', ..., T, D) and (B', P) -> (B', ..., P, D)."""
     index = kept.to(tokens.device).view(len(kept), *[1] * (tokens.ndim - 3), -1, 1)
     return tokens.gather(-2, index.expand(*tokens.shape[:-2], -1, tokens.shape[-1]))
+
+
+def norm_of(vision: Any) -> Any:
+    """The tower's, after its last layer."""
+    inner = transformer_of(vision)
+    return inner.layernorm if hasattr(inner, "layernorm") else inner.post_layernorm
 
 
 def drops_out(layer: Any) -> bool:

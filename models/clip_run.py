@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from hiprune.models.clip import ClipTower, Pass
+from hiprune.models.clip import ClipTower
+from hiprune.models.clip_pass import Pass
 from torch import Tensor
 
 
@@ -30,8 +31,8 @@ def run_tower(
     layer: int,
     normed: bool = False,
     **how: Any,
-) -> tuple[Any, list[Tensor], Pass]:
-    """The tower's output, (P, C_v) states of each image's kept tokens, and the pass.
+) -> tuple[Any, Tensor, Pass]:
+    """The tower's output, the states that the pass takes kept tokens of, and the pass.
 
     Args:
         pixels: (sum of V, 3, H, W).
@@ -51,10 +52,11 @@ def run_tower(
     with tower.passing([vision], pixels, views, columns, any(wanted.values()), **how) as run:
         if run.short:
             output, last = BaseModelOutputWithPooling(), vision(pixels)[0]
+            states = run.states if run.cuts and not normed else last
         else:
             asked = layer if selects_states() else not normed
             asked = wanted.get("output_hidden_states") or asked
             output = vision(pixels, return_dict=True, **{**wanted, "output_hidden_states": asked})
-            last = output.last_hidden_state
-            run.states = None if normed else output.hidden_states[tower.output_layer]
-    return output, run.kept(last if normed else run.states), run
+            states = output.last_hidden_state
+            states = states if normed else output.hidden_states[tower.output_layer]
+    return output, states, run

@@ -101,7 +101,7 @@ class InternVL(Transformers):
 
         def encode(wanted: dict) -> Encoded:
             layer, inner = model.config.vision_feature_layer, model.model
-            output, kept, run = run_tower(
+            output, states, run = run_tower(
                 tower,
                 inner.vision_tower,
                 pixels,
@@ -112,7 +112,9 @@ class InternVL(Transformers):
                 layer == -1,
             )
             size = tower.tokens.groups.shape[1]
-            found = torch.cat(kept).unflatten(0, (-1, size)).flatten(1)  # (sum of N', 4 C_v)
+            found = (
+                torch.cat(run.kept(states)).unflatten(0, (-1, size)).flatten(1)
+            )  # (sum of N', 4 C_v)
             found = inner.multi_modal_projector(found)  # (sum of N', C)
             features = list(found.split([span.kept for span in spans]))
             each = {span.kept // count for span, count in zip(spans, tiles, strict=True)}

@@ -2,9 +2,9 @@
 
 Modifications, on one instance and until the handle's remove():
 - ``encode_images``: the tower's tokens are chosen as it runs (:mod:`hiprune.models.clip`), and the
-  projector sees the kept ones alone. It is where the package's code, and that of others that call
-  it, takes features from: so it is pruned wherever it is called. The tower on its own,
-  ``get_vision_tower()(images)``, gives all of them.
+  projector sees the kept ones alone (all, for a method that looks at projected ones). It is where
+  the package's code, and that of others that call it, takes features from: so it is pruned wherever
+  it is called. The tower on its own, ``get_vision_tower()(images)``, gives all of them.
 - ``prepare_inputs_labels_for_multimodal``: images given as views (a list or a 5-D tensor) take
   the package's path for one image each, since pruned views no longer form full grids. Un-padding
   and newline tokens are not used, as in the paper's code (merge type ``spatial``).
@@ -23,8 +23,11 @@ from typing import Any
 
 import torch
 from hiprune.models.base import register
-from hiprune.models.clip import ClipTower, pass_of
+from hiprune.models.clip import ClipTower
+from hiprune.models.clip_pass import pass_of
+from hiprune.models.clip_text import ClipText
 from hiprune.models.views import FAMILIES, max_views, tower_size
+from hiprune.models.words import given, reading
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig
@@ -41,7 +44,9 @@ class LlavaPackage:
         anyres = getattr(model.config, "image_aspect_ratio", None) == "anyres"
         return "llava_next" if anyres else "llava"
 
-    def patch(self, model: Any, config: HiPruneConfig | None = None) -> PruneHandle:
+    def patch(
+        self, model: Any, config: HiPruneConfig | None = None, text: Any = None
+    ) -> PruneHandle:
         """Apply HiPrune to a model of the `llava` package; see :func:`hiprune.apply`."""
         name, clip, views = self.family(model), _loaded_tower(model), 1
         if name == "llava_next":
@@ -54,6 +59,9 @@ class LlavaPackage:
             HiPruneConfig.from_env(name, **size) if config is None else config.resolve(name, **size)
         )
         tower = ClipTower(clip.vision_tower, clip.select_layer, config, views)
+        if tower.reads_text:
+            own = getattr(clip, "vision_tower_name", None)
+            tower.text = ClipText.found(text, own).fits(clip.vision_tower)
         handle = PruneHandle(model, config, name, self)
         try:
             handle.tower = tower
@@ -65,9 +73,12 @@ class LlavaPackage:
             raise
         return handle
 
-    def encode_images(self, model: Any, handle: PruneHandle, pixels: Any, sizes: Any) -> list:
+    def encode_images(
+        self, model: Any, handle: PruneHandle, pixels: Any, sizes: Any, text: Any = None
+    ) -> list:
         """Images or their views, as the model's forward takes them, without a prompt."""
-        with _preparing(handle, pixels, sizes) as images:
+        words = given(text, len(pixels), handle.tower.text)
+        with _preparing(handle, pixels, sizes) as images, reading(words):
             return list(model.encode_images(images))
 
 
@@ -108,7 +119,10 @@ class _Model(Part):
         text = (input_ids, position_ids, attention_mask, past_key_values, labels)
         if images is not None and input_ids.shape[1] > 1:  # else a step on a cache
             _check_images(input_ids, attention_mask, len(images))
-        with _preparing(vars(model)[STATE], images, image_sizes) as images:
+        handle, words = vars(model)[STATE], None
+        if images is not None and input_ids.shape[1] > 1 and handle.tower.reads_text:
+            words = _words(model, handle.tower.text, input_ids, attention_mask)
+        with _preparing(handle, images, image_sizes) as images, reading(words):
             return original(*text, images, image_sizes)
 
     def encode_images(model: Any, original: Callable, images: Tensor) -> Tensor | list[Tensor]:
@@ -126,23 +140,31 @@ class _Model(Part):
         called = [clip, clip.vision_tower]
         with handle.tower.passing(called, images, views, columns) as run:
             features = clip(images)
-        kept = run.kept(features)
+        projected = run.projected(features, model.get_model().mm_projector)  # (N', C) of each image
         handle.selections = run.selections
-        projected = model.get_model().mm_projector(torch.cat(kept))  # (sum of N', C)
-        projected = projected.split([len(image) for image in kept])
-        return list(projected) if in_views else torch.stack(projected)
+        return projected if in_views else torch.stack(projected)
 
 
 class _VisionTower(Part):
     """llava's CLIPVisionTower, which asks transformers' CLIPVisionModel for all hidden states."""
 
     def forward(clip: Any, original: Callable, images: Tensor) -> Tensor:
-        """(sum of V, 3, H, W) -> (sum of V, N, C_v), or (1, sum of N', C_v) of a short pass."""
+        """(sum of V, 3, H, W) -> (sum of V, N, C_v), or what a short pass's last layer gives."""
         run = pass_of(clip)
         if run is None or not run.short:
             return original(images)
         pixels = images.to(device=clip.device, dtype=clip.dtype)
         return clip.vision_tower(pixels)[0].to(images.dtype)
+
+
+def _words(model: Any, text: ClipText, ids: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """(M, E) of each image: its prompt's; a prompt without an image has a blank one."""
+    from llava.constants import IMAGE_TOKEN_INDEX
+
+    visual = ids == IMAGE_TOKEN_INDEX
+    counts = (visual if mask is None else visual & mask.bool()).sum(dim=1).tolist()
+    found = text.of_prompts(model, ids, mask, visual)
+    return [words for words, count in zip(found, counts, strict=True) for _ in range(max(count, 1))]
 
 
 def _check_images(input_ids: Tensor, attention_mask: Tensor | None, images: int) -> None:

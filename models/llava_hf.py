@@ -1,8 +1,9 @@
 """transformers' own LLaVA-1.5 and LLaVA-NeXT (llava-hf/*), 5.17 to 5.x.
 
 The tower's tokens are chosen as it runs (:mod:`hiprune.models.clip`), and the projector sees the
-kept ones alone. Un-padding and newline tokens of LLaVA-NeXT are not used, as in the paper's code
-(merge type ``spatial``): kept tokens of the base view, then those of the grid in its raster order.
+kept ones alone (all, for a method that looks at projected ones). Un-padding and newline tokens of
+LLaVA-NeXT are not used, as in the paper's code (merge type ``spatial``): kept tokens of the base
+view, then those of the grid in its raster order.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from hiprune.models.base import Encoded, Kind, Transformers, register
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_run import run_tower, selects_states
+from hiprune.models.clip_text import ClipText
 from hiprune.models.prompt import ImageSpan
 from hiprune.models.views import FAMILIES, max_views, tower_size
 from torch import Tensor
@@ -46,6 +48,9 @@ class LlavaHf(Transformers):
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
         handle.tower.patch(handle, model.model.vision_tower)
+
+    def text(self, model: Any, text: Any) -> ClipText:
+        return ClipText.found(text).fits(model.model.vision_tower)
 
     def check(self, model: Any, arguments: dict[str, Any]) -> None:
         for name in ("vision_feature_layer", "vision_feature_select_strategy"):
@@ -86,12 +91,12 @@ def _encode(
     """The tower, the choice of tokens, the projector on the kept."""
     # Since transformers 5.23 LLaVA hands on what it is asked for, LLaVA-NeXT does not.
     wanted = wanted if selects_states() and _pinpoints(model) is None else {}
-    output, kept, run = run_tower(
+    output, states, run = run_tower(
         tower, model.model.vision_tower, views_of(pixels, views), views, columns, wanted,
         model.config.vision_feature_layer,
     )  # fmt: skip
-    projected = model.model.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
-    features = list(projected.split([len(image) for image in kept]))
+    hidden, tokens = (None, states) if run.short else (states, states[:, 1:])
+    features = run.projected(tokens, model.model.multi_modal_projector, hidden)  # (N', C) of each
     places = [places_of(*each) for each in zip(run.selections, spans, strict=True)]
     output.pooler_output = features
     return Encoded(features, run.selections, places, output)
@@ -99,9 +104,10 @@ def _encode(
 
 def places_of(selection: TokenSelection, span: ImageSpan) -> Tensor:
     """(N',) the placeholder that each token of an image stands for; labels come from there."""
-    if len(selection.indices) == 1:
+    if len(selection.indices) == 1 and selection.merged is None:
         return selection.indices[0]
-    # Placeholders of LLaVA-NeXT count newlines and leave out padding: no token is any one's.
+    # Placeholders of LLaVA-NeXT count newlines and leave out padding: no token is any one's; nor is
+    # a merged one.
     places = torch.arange(span.kept, device=selection.indices.device)
     return places.clamp(max=span.placeholders - 1)
 

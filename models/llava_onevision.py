@@ -136,7 +136,8 @@ def _images(
     def encode(wanted: dict) -> Encoded:
         vision, layer = model.model.vision_tower, model.config.vision_feature_layer
         seen = views_of(pixels, views)
-        output, kept, run = run_tower(tower, vision, seen, views, columns, {}, layer)
+        output, states, run = run_tower(tower, vision, seen, views, columns, {}, layer)
+        kept = run.kept(states)
         projected = model.model.multi_modal_projector(torch.cat(kept))  # (sum of N', C)
         features = list(projected.split([len(image) for image in kept]))
         places = [places_of(*each) for each in zip(run.selections, spans, strict=True)]
@@ -156,12 +157,13 @@ def _videos(
 
     def encode(wanted: dict) -> Encoded:
         inner, layer = model.model, model.config.vision_feature_layer
-        output, kept, run = run_tower(
+        output, states, run = run_tower(
             tower, inner.vision_tower, pixels.flatten(0, 1), [frames] * videos, [None] * videos,
             {}, layer, tokens=tokens, budgets=[budget] * videos,
         )  # fmt: skip
+        kept = run.kept(states)
         if budget == tokens.count:  # to the last bit as the model has it
-            found = inner.apply_pooling(inner.multi_modal_projector(run.states)).flatten(0, 1)
+            found = inner.apply_pooling(inner.multi_modal_projector(states)).flatten(0, 1)
         else:
             chosen = torch.cat([each.indices for each in run.selections]).flatten()
             weights = tokens.weights.to(kept[0])[chosen.to(kept[0].device)]  # (sum of N', g)

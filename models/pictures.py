@@ -4,10 +4,9 @@ vision tower makes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from hiprune.models.base import adapter_of
 from hiprune.models.internvl import tokens_of
 from hiprune.models.tokens import Tokens
@@ -62,10 +61,7 @@ class Picture:
 
     def token_maps(self, maps: Tensor) -> Tensor:
         """(layers, V, patches), as received_attention_maps gives them -> (layers, V, N)."""
-        if self.tokens is None:
-            return maps
-        tokens = replace(self.tokens, extra=0)  # which the maps have dropped
-        return torch.stack([tokens.scores(layer) for layer in maps])
+        return maps if self.tokens is None else self.tokens.scores(maps)
 
 
 def picture(model: Any, image_processor: Any, image: Image, *, pad: bool = True) -> Picture:

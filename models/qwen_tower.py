@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from hiprune.models.prompt import ImageSpan
 from hiprune.models.views import flat_indices
+from hiprune.models.words import PromptEmbeds, words_of
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, Recording, ScoredLayer, captured, observed
@@ -79,16 +80,24 @@ class MergedTower:
                 "blocks of this model's vision tower"
             )
         if config.uses_cls:
-            name = "method" if config.method == "cls" else "score"
+            name = "score" if config.score == "cls" else "method"
             raise HiPruneError(
-                f"{name}='cls': this model's vision tower has no CLS token; expected another {name}"
+                f"{name}={getattr(config, name)!r}: this model's vision tower has no CLS token; "
+                f"expected another {name}"
             )
         self.config = config
-        self.choose = method_of(config)
+        self.method = method_of(config)
+        # Layer -> the scores that the method needs of it.
+        layers = {"object_scores": config.object_layer, "output_scores": self.output_layer}
+        self.scored = {n: layers[n] for n in layers if n in self.method.needs}
+        # Does it look at the merged tokens themselves?
+        self.reads_tokens = not {"projected", "image_embeds"}.isdisjoint(self.method.needs)
+        self.reads_text = "text_embeds" in self.method.needs
+        self.text: PromptEmbeds | None = None  # the adapter's, where it is read
         self.capture = AttentionCapture()
 
     def patch(self, handle: PruneHandle, visual: Any) -> None:
-        scored = sorted({self.config.object_layer, self.output_layer})
+        scored = sorted(set(self.scored.values()))
         layers = {n: scored_layer(visual.blocks[n - 1].attn) for n in scored}
         handle.placed(self.capture.attach(layers))
         handle.patch(visual.blocks[-1], _LastBlock, self)
@@ -103,11 +112,12 @@ class MergedTower:
         found = []
         for frames, height, width in grid_thw.tolist():
             tokens = height * width // visual.spatial_merge_size**2
-            found.append((frames, ImageSpan(tokens, self.budget(tokens))))
+            found.append((frames, ImageSpan(tokens, self.kept(tokens))))
         return found
 
-    def budget(self, tokens: int) -> int:
-        return min(self.config.budget(tokens), tokens)
+    def kept(self, tokens: int) -> int:
+        """N' of a frame of N tokens."""
+        return self.method.kept(self.config.budget(tokens), tokens)
 
     @contextmanager
     def passing(
@@ -162,40 +172,44 @@ class _Pass:
         # A last block with windows (no released model has one) runs as it is: how many tokens
         # each of its windows keeps, only the device knows.
         full = not self.windows or tower.output_layer - 1 in visual.fullatt_block_indexes
-        self.drops = full and not looked_at and any(tower.budget(n) < n for n in tokens)
+        self.drops = full and not looked_at and any(tower.kept(n) < n for n in tokens)
 
     def cuts_short(self, block: Any, hidden: Tensor) -> bool:
         """May the rest of the last block run for kept tokens alone?"""
-        if not self.drops or observed(block):
+        if not self.drops or self.tower.reads_tokens or observed(block):
             return False
         # Known since the pass began: a checkpointed block runs without gradients at first.
         return not self.gradients or not (
             hidden.requires_grad or any(weight.requires_grad for weight in block.parameters())
         )
 
-    def choose(self) -> None:
-        """Scores of patches in window order -> ``selections``, and where the kept tokens lie."""
+    def choose(self, device: torch.device, projected: Tensor | None = None) -> None:
+        """What patches scored -> ``selections``, and where the kept tokens lie.
+
+        Args:
+            projected: (N, C) merged tokens, in window order as the scores are.
+        """
         scores, tower = self.recording.found(), self.tower
-        device = scores[tower.output_layer].device
         raster = self.raster.to(device)
-        object_scores, output_scores = (
+        needed = {
             # 4 consecutive patches are one token: their mean, in raster order
-            scores[number].to(device).view(-1, self.merge**2).mean(dim=1)[raster]
-            for number in (tower.config.object_layer, tower.output_layer)
-        )
+            need: scores[number].to(device).view(-1, self.merge**2).mean(dim=1)[raster]
+            for need, number in tower.scored.items()
+        }
+        for need in {"projected", "image_embeds"} & set(tower.method.needs):
+            needed[need] = projected[raster]  # text is compared with them as they are
         start = 0
         for frames, height, width in self.grids:
             columns = width // self.merge  # c
             tokens = height // self.merge * columns  # N of a frame
             part = slice(start, start := start + frames * tokens)
-            output = output_scores[part].view(frames, tokens)
-            self.selections.append(
-                tower.choose(
-                    Images.like(output, columns, tower.budget(tokens)),
-                    object_scores=object_scores[part].view(frames, tokens),
-                    output_scores=output,
-                )
-            )
+            budget = min(tower.config.budget(tokens), tokens)
+            images = Images(frames, tokens, columns, budget, device)
+            own = {need: x[part].unflatten(0, (frames, tokens)) for need, x in needed.items()}
+            if tower.reads_text:
+                words = words_of(len(self.selections), tower.method.name)
+                own["text_embeds"] = words.to(device)
+            self.selections.append(tower.method(images, **own))
         self.kept = raster[flat_indices(self.selections)]
 
     def take(self, hidden: Tensor) -> Tensor:
@@ -228,11 +242,12 @@ class _LastBlock(Part):
         attention = block.attn
         qkv = attention.qkv(block.norm1(hidden_states))
         query, key, value = rotated(attention, qkv, arguments["position_embeddings"])
-        run.recording.add(
-            run.tower.output_layer,
-            received_attention_packed(query, key, arguments["cu_seqlens"], attention.scaling),
-        )
-        run.choose()
+        if run.tower.output_layer in run.tower.scored.values():
+            found = received_attention_packed(
+                query, key, arguments["cu_seqlens"], attention.scaling
+            )
+            run.recording.add(run.tower.output_layer, found)
+        run.choose(qkv.device)
 
         unit = run.merge**2
         patches = run.kept.unsqueeze(1) * unit + torch.arange(unit, device=run.kept.device)
@@ -261,13 +276,19 @@ class _Merger(Part):
     def forward(merger: Any, original: Callable, hidden: Tensor) -> Tensor:
         """Patches, 4 a token -> merged tokens (N, C) in window order, zero where dropped.
 
-        ``hidden`` holds the kept tokens, or all of them where the last block ran as it is.
+        ``hidden`` holds the kept tokens, or all of them where the last block ran as it is. Of a
+        method that looks at merged tokens none is zero.
         """
         run = _pass_of(merger)
         if run is None:
             return original(hidden)  # somebody's own call
+        if run.tower.reads_tokens:
+            merged = original(hidden)  # (N, C)
+            run.choose(merged.device, merged)
+            run.planes = [deepstack(run.take(states)) for deepstack, states in run.states]
+            return merged
         if run.kept is None:
-            run.choose()
+            run.choose(hidden.device)
             hidden = run.take(hidden)
         run.planes = [deepstack(run.take(states)) for deepstack, states in run.states]
         merged = original(hidden)  # (sum of N', C)

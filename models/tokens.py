@@ -41,15 +41,19 @@ class Tokens:
         """c; N = c * c."""
         return int(self.count**0.5)
 
+    @property
+    def plain(self) -> bool:
+        """Are they CLIP's: a patch each, after CLS, which is dropped?"""
+        return self.groups is None and self.extra == 1 and not self.keeps_extra
+
     def scores(self, scores: Tensor) -> Tensor:
-        """(V, E + patches) -> (V, N), the mean of each token's patches."""
-        scores = scores[:, self.extra :]
+        """(..., patches) -> (..., N), the mean of each token's patches."""
         if self.groups is None:
             return scores
-        scores = scores[:, self.groups.to(scores.device)]  # (V, N, g)
+        scores = scores[..., self.groups.to(scores.device)]  # (..., N, g)
         if self.weights is None:
-            return scores.mean(dim=2)
-        return (scores * self.weights.to(scores)).sum(dim=2)
+            return scores.mean(dim=-1)
+        return (scores * self.weights.to(scores)).sum(dim=-1)
 
     def places(self, kept: Tensor) -> Tensor:
         """(V, N') kept tokens -> (V, P) places, among E + patches, of the states to hand on."""

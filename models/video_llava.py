@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,16 @@ from hiprune.handle import PruneHandle
 _FAMILY = Family("video_llava", "HIPRUNE_RETENTION", 85, 256, object_layer=9, encoder_layers=24)
 
 
+@dataclass
+class Towers:
+    """What is known of both."""
+
+    image: ClipTower
+    video: ClipTower
+    text: Any = None
+    reads_text = False  # methods that do need more than attention
+
+
 @register("transformers", "VideoLlavaForConditionalGeneration", families=(_FAMILY,))
 class VideoLlava(LlavaHf):
     @property
@@ -44,16 +55,16 @@ class VideoLlava(LlavaHf):
     def size(self, model: Any) -> dict[str, int]:
         return tower_size(clip_of(model, "image_tower"), 1)
 
-    def tower(self, model: Any, config: HiPruneConfig) -> dict[str, ClipTower]:
+    def tower(self, model: Any, config: HiPruneConfig) -> Towers:
         layer = model.config.vision_feature_layer
         images, videos = (clip_of(model, name) for name in ("image_tower", "video_tower"))
         image = ClipTower(images, layer, config, 1)
         frame = Tokens(image.tokens.patches, keeps_extra=True)
-        return {"image": image, "video": ClipTower(videos, layer, config, None, frame)}
+        return Towers(image, ClipTower(videos, layer, config, None, frame))
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
-        handle.tower["image"].patch(handle, model.model.image_tower)
-        handle.tower["video"].patch(handle, model.model.video_tower)
+        handle.tower.image.patch(handle, model.model.image_tower)
+        handle.tower.video.patch(handle, model.model.video_tower)
 
     def has_pixels(self, arguments: dict[str, Any]) -> bool:
         old, new = "pixel_values_images", _pixels_name()
@@ -62,7 +73,7 @@ class VideoLlava(LlavaHf):
         return super().has_pixels(arguments)
 
     def visuals(
-        self, model: Any, tower: dict[str, ClipTower], kind: Kind, pixels: Any, sizes: Any
+        self, model: Any, tower: Towers, kind: Kind, pixels: Any, sizes: Any
     ) -> tuple[list[ImageSpan], Callable[[dict], Encoded]]:
         """
         Args:
@@ -73,7 +84,7 @@ class VideoLlava(LlavaHf):
             shape = tuple(getattr(pixels, "shape", ())) or type(pixels).__name__
             expected = "(images, 3, H, W)" if rank == 4 else "(videos, frames, 3, H, W)"
             raise HiPruneError(f"{kind.pixels}: {shape}; expected a tensor {expected}")
-        own, vision = tower[kind.name], getattr(model.model, f"{kind.name}_tower")
+        own, vision = getattr(tower, kind.name), getattr(model.model, f"{kind.name}_tower")
         frames = 1 if rank == 4 else pixels.shape[1]
         extra = own.tokens.extra if own.tokens.keeps_extra else 0  # CLS of each frame
         tokens, budget = own.tokens.count, own.kept_tokens(1)
@@ -81,11 +92,12 @@ class VideoLlava(LlavaHf):
 
         def encode(wanted: dict) -> Encoded:
             count = len(pixels)
-            output, kept, run = run_tower(
+            output, states, run = run_tower(
                 own, vision, pixels if rank == 4 else pixels.flatten(0, 1), [frames] * count,
                 [None] * count, {}, model.config.vision_feature_layer, budgets=[budget] * count,
             )  # fmt: skip
-            found = model.model.multi_modal_projector(torch.cat(kept))  # (sum of P, C)
+            kept = torch.cat(run.kept(states))
+            found = model.model.multi_modal_projector(kept)  # (sum of P, C)
             # As the model's own, of all frames of all videos.
             output.pooler_output = found.unflatten(0, (-1, extra + budget))
             places = [_places(each.indices, tokens, extra) for each in run.selections]

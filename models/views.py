@@ -35,6 +35,29 @@ def merged_order(selection: TokenSelection, side: int, columns: int) -> Tensor:
     return torch.cat([base, per_view + raster.flatten().argsort()])
 
 
+def with_merged(tokens: Tensor, selection: TokenSelection) -> Tensor:
+    """(B, n, C) kept tokens -> (B, N', C), with those that the method has merged after them."""
+    if selection.merged is None:
+        return tokens
+    return torch.cat([tokens, selection.merged.to(tokens)], dim=1)
+
+
+def in_order(tokens: Tensor, selection: TokenSelection, side: int, columns: int | None) -> Tensor:
+    """(V, n, C) kept tokens of an image's views -> (N', C), as the language model gets them.
+
+    View by view, or, given how many grid views are in a row, the grid as one picture. Merged tokens
+    follow the base view's kept ones, and view by view those of the grid.
+    """
+    if columns is None:
+        return with_merged(tokens, selection).flatten(0, 1)
+    found = tokens.flatten(0, 1)[merged_order(selection, side, columns)]
+    if selection.merged is None:
+        return found
+    base, grid = found.tensor_split([tokens.shape[1]])
+    merged = selection.merged.to(tokens)  # (V, C', C)
+    return torch.cat([base, merged[0], grid, merged[1:].flatten(0, 1)])
+
+
 def max_views(pinpoints: Sequence[Sequence[int]], image_size: int) -> int:
     """The most views under anyres: the largest grid of [width, height], plus the base view."""
     return 1 + max((width // image_size) * (height // image_size) for width, height in pinpoints)

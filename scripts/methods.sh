@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# HiPrune beside simple methods at every budget: accuracy over the number of kept tokens.
+# HiPrune beside other methods at every budget: accuracy over the number of kept tokens.
 set -euo pipefail
 SCRIPT=scripts/methods.sh
 
@@ -7,10 +7,10 @@ usage() {
     cat <<'USAGE'
 usage: [VARIABLE=value ...] bash scripts/methods.sh [--model MODEL] [--tiny]
 
-Runs HiPrune, random (three seeds), uniform and, where the tower has a class token, cls through
-lmms-eval at every budget, and unpruned; prints the table and draws score over budget. The others
-are this repository's own simple methods (README.md), with the same patch and budget. Makes its
-environment first if it is missing. Runs that have finished are kept and skipped when the same
+Runs every method that the model has the input for (random with three seeds) through lmms-eval at
+every budget, and unpruned; prints the table and draws score over budget. All have the same patch
+and budget (README.md): those that look at the class token need a tower with one, those that read
+the question a CLIP text encoder or Qwen. Makes its environment first if it is missing. Runs that have finished are kept and skipped when the same
 command is started again.
 
   --model MODEL   llava (default), llava_next, llava_hf, llava_next_hf or qwen2_5_vl

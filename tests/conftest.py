@@ -54,6 +54,7 @@ LONG = (
     "notebooks",
     "bench",
     "llava_eval",
+    "standin",
     "bench_qwen",
     "package",
     "show_tokens",

@@ -42,6 +42,9 @@ class Family:
         graded: (model, arguments of one prompt) -> logits (T', V) as of ``by_hand`` at a third,
             that a backward pass goes through; None where no test asks.
         clip: is it a LLaVA's CLIP tower?
+        looked: (model, arguments) -> by hand, of each image (its views, its columns c, all that a
+            method can need but the text, (V, ...) each); None: only methods that need attention
+            alone run on it.
         plain: (model, arguments) -> those that keep everything without HiPrune; as they are, but
             for LLaVA-NeXT, whose kept tokens come without newlines (the paper's merge type).
         output: the tower's output layer, an index into its layers.
@@ -69,6 +72,7 @@ class Family:
     scored: tuple[str, ...] = ("q_proj", "k_proj")
     rest: tuple[str, ...] = ("v_proj", "out_proj", "fc1")
     graded: Callable[[Any, dict], Tensor] | None = None
+    looked: Callable[[Any, dict], list[tuple[int, int, dict[str, Tensor]]]] | None = None
     clip: bool = True
     plain: Callable[[Any, dict], tuple[Any, dict]] = lambda model, arguments: (model, arguments)
     output: int = -2
@@ -98,6 +102,11 @@ class Family:
             found.append(row | (self.cut(arguments, first, first + count) if count else {}))
             first += max(count, 1) if self.blanks and any(images) else count
         return found
+
+    def images(self, arguments: dict) -> tuple:
+        """The arguments of a handle's encode_images."""
+        sizes = arguments.get("image_sizes")
+        return arguments[self.pixels], arguments.get("image_grid_thw") if sizes is None else sizes
 
     def answer(self, model: Any, arguments: dict, **settings: Any) -> list[list[int]]:
         """What generate adds to each prompt, greedily unless told otherwise."""

@@ -33,6 +33,28 @@ def _cut(*names: str) -> Callable[[dict, int, int], dict]:
     return lambda arguments, start, stop: {n: arguments[n][start:stop] for n in names}
 
 
+@torch.no_grad()
+def _looked_of_clip(vision, layers, views, projector, made) -> tuple[int, int, dict[str, Tensor]]:
+    """Of a tower that attends eagerly, from its maps and hidden states, and what k_proj gives."""
+    keys, number = [], len(layers) - 1  # the output layer, counted from 1
+    hook = layers[number - 1].self_attn.k_proj.register_forward_hook(
+        lambda module, args, output: keys.append(output)
+    )
+    out = vision(views, output_hidden_states=True, output_attentions=True)
+    hook.remove()
+    maps, hidden = out.attentions, out.hidden_states[number]
+    heads = maps[0].shape[1]
+    return len(views), made.SIDE, {
+        "object_scores": maps[made.OBJECT_LAYER - 1].mean(dim=(1, 2))[:, 1:],
+        "output_scores": maps[number - 1].mean(dim=(1, 2))[:, 1:],
+        "cls_attention": maps[number - 1][:, :, 0, 1:],
+        "keys": keys[0].unflatten(-1, (heads, -1)).transpose(1, 2),
+        "hidden": hidden,
+        "features": hidden[:, 1:],
+        "projected": projector(hidden[:, 1:]),
+    }  # fmt: skip
+
+
 def _llava_hf(name: str) -> Family:
     import llava_hf_models as made
 
@@ -52,6 +74,17 @@ def _llava_hf(name: str) -> Family:
         features = made.features_by_hand.__wrapped__(name, arguments, tokens // 3, model=model)
         prompt = made.prompt_by_hand.__wrapped__(name, arguments, features, model=model)
         return model(**prompt).logits[0]
+
+    def looked(model, arguments):
+        eager = copy.deepcopy(model).model
+        eager.vision_tower.set_attn_implementation("eager")
+        found, sizes = [], arguments.get("image_sizes", [None] * 9)
+        for image, size in zip(arguments["pixel_values"], sizes, strict=False):
+            rows, columns = made.grid_of(size) if views else (0, 0)
+            image = image[: 1 + rows * columns] if views else image[None]
+            tower, projector = eager.vision_tower, eager.multi_modal_projector
+            found.append(_looked_of_clip(tower, tower.encoder.layers, image, projector, made))
+        return found
 
     def spatial(model, arguments):
         model = copy.deepcopy(model)
@@ -73,6 +106,7 @@ def _llava_hf(name: str) -> Family:
         layers=lambda model: model.model.vision_tower.encoder.layers,
         projector=lambda model: model.model.multi_modal_projector,
         graded=graded,
+        looked=looked,
         **({"plain": spatial, "newlines": True} if views else {}),
     )
 
@@ -118,6 +152,20 @@ def _qwen2_5_vl() -> Family:
         )
         return made.continue_by_hand.__wrapped__(model, *prompt, 1)[0]
 
+    @torch.no_grad()
+    def looked(model, arguments):
+        found, start = [], 0
+        for grid in arguments["image_grid_thw"].tolist():
+            stop = start + grid[1] * grid[2]
+            projected, maps = made.attention_maps(
+                model, arguments["pixel_values"][start:stop], grid
+            )
+            scores = (made.scores_by_hand(maps[n], grid) for n in (made.OBJECT_LAYER, made.BLOCKS))
+            needs = dict(zip(("object_scores", "output_scores"), scores, strict=True))
+            found.append((1, grid[2] // made.MERGE, needs | {"projected": projected[None]}))
+            start = stop
+        return found
+
     return Family(
         name="qwen2_5_vl",
         make=functools.cache(lambda: made.load.__wrapped__("sdpa")),
@@ -126,6 +174,7 @@ def _qwen2_5_vl() -> Family:
         rest=("proj", "gate_proj"),
         depth=(16, 32),
         graded=graded,
+        looked=looked,
         by_hand=by_hand,
         placeholder=made.IMAGE,
         **_QWEN_TOWER,
@@ -139,6 +188,20 @@ def _qwen(name: str) -> Family:
     def budget(retention):
         return lambda tokens: max(1, round(retention * tokens))
 
+    def looked(model, arguments):
+        grids = arguments["image_grid_thw"].tolist()
+        found = []
+        for part, grid in zip(
+            arguments["pixel_values"].split([h * w for _, h, w in grids]), grids, strict=True
+        ):
+            (projected, *_), scores = made.look(model, part, grid)
+            layers = {"object_scores": made.OBJECT_LAYER, "output_scores": made.BLOCKS}
+            needs = {need: scores[number][None] for need, number in layers.items()}
+            found.append(
+                (1, grid[2] // made.MERGE, needs | {"projected": projected.detach()[None]})
+            )
+        return found
+
     return Family(
         name=name,
         make=functools.cache(lambda: made.load.__wrapped__(name)),
@@ -151,6 +214,7 @@ def _qwen(name: str) -> Family:
             model, arguments, budget(0.334), 1
         )[0],
         rest=("proj", "fc1", "linear_fc1"),
+        looked=looked,
         placeholder=made.IMAGE,
         depth=(16, 32) if name == "qwen2_vl" else (14, 27),
         **_QWEN_TOWER,
@@ -252,6 +316,12 @@ def _llava_package(name: str) -> Family:
         )  # fmt: skip
         return logits, answer[0, -steps:].tolist()
 
+    def looked(model, arguments):
+        tower, images = model.get_vision_tower().vision_tower, arguments["images"]
+        layers, projector = tower.vision_model.encoder.layers, model.model.mm_projector
+        images = [views if views.ndim == 4 else views[None] for views in images]
+        return [_looked_of_clip(tower, layers, views, projector, made) for views in images]
+
     return Family(
         name=name,
         make=make,
@@ -266,6 +336,7 @@ def _llava_package(name: str) -> Family:
         tower=lambda model: model.get_vision_tower().vision_tower.vision_model,
         layers=lambda model: model.get_vision_tower().vision_tower.vision_model.encoder.layers,
         projector=lambda model: model.model.mm_projector,
+        looked=looked,
         blanks=True,
     )
 

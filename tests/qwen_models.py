@@ -151,16 +151,18 @@ def window_order(grid: tuple[int, int]) -> list[int]:
     ]
 
 
+def scores_by_hand(received: torch.Tensor, grid) -> torch.Tensor:
+    """(H, 4 N, 4 N) map of one image -> (1, N) received by its tokens, in raster order."""
+    received = received.mean(dim=(0, 1)).view(-1, MERGE**2).mean(dim=1)
+    raster = torch.empty_like(received)
+    raster[torch.tensor(window_order(grid[1:]))] = received
+    return raster[None]
+
+
 def select_by_hand(model, pixel_values, grid, budget) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (N, C) and kept indices (N',) of one image, from the whole maps."""
     features, maps = attention_maps(model, pixel_values, grid)
-    order = torch.tensor(window_order(grid[1:]))
-    scores = []
-    for number in (OBJECT_LAYER, BLOCKS):
-        received = maps[number].mean(dim=(0, 1)).view(-1, MERGE**2).mean(dim=1)
-        raster = torch.empty_like(received)
-        raster[order] = received
-        scores.append(raster[None])
+    scores = [scores_by_hand(maps[number], grid) for number in (OBJECT_LAYER, BLOCKS)]
     selection = select_tokens(*scores, columns=grid[2] // MERGE, budget=budget, alpha=ALPHA)
     return features, selection.indices[0]
 

@@ -1,4 +1,4 @@
-"""bench_sys.py: its arithmetic on made-up clocks and samples, and tiny models from end to end.
+"""bench_sys.py: tiny models from end to end, and its command line.
 
 Nothing here asserts how long anything takes.
 """
@@ -16,20 +16,13 @@ import pytest
 import torch
 
 from scripts.efficiency.architectures import MODELS, TINY
-from scripts.efficiency.latency import clock as memory
 from scripts.efficiency.latency import parts, report, session
 from scripts.efficiency.latency.build import build
 from scripts.efficiency.latency.cli import parse
-from scripts.efficiency.latency.clock import OTHER, Stopwatch
-from scripts.efficiency.latency.report import number
+from scripts.efficiency.latency.clock import CLEAR
 from scripts.efficiency.latency.rounds import (
-    Case,
-    Comparison,
     Rounds,
     Row,
-    paired_ratios,
-    run_rounds,
-    summarise,
 )
 from scripts.efficiency.latency.subject import Request, language_model
 
@@ -60,129 +53,6 @@ def main():
 def run(main, folder: Path, *arguments: str) -> tuple[int, dict]:
     status = main([*arguments, "--output", str(folder)])
     return status, json.loads((folder / "result.json").read_text())
-
-
-class FakeClock:
-    """Every mark is the next of the times given."""
-
-    def __init__(self, *times: float) -> None:
-        self.times = iter(times)
-        self.synchronised = 0
-
-    def mark(self) -> float:
-        return next(self.times)
-
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
-
-    def synchronise(self) -> None:
-        self.synchronised += 1
-
-
-def test_stopwatch_gives_nested_spans_their_own_time_alone():
-    clock = FakeClock(0, 1, 3, 7, 15, 31, 63, 127, 255)
-    watch = Stopwatch(clock)
-    with watch.running():  # other from 0
-        watch.enter("tower")  # 1
-        watch.enter("scoring")  # 3
-        watch.leave("scoring")  # 7
-        watch.leave("tower")  # 15
-        watch.enter("scoring")  # 31
-        watch.enter("scoring")  # 63: one that calls another
-        watch.leave("scoring")  # 127
-        watch.leave("scoring")  # 255
-        clock.times = iter([500])
-    assert watch.seconds() == {OTHER: 1 + 16 + 245, "tower": 2 + 8, "scoring": 4 + 224}
-    assert sum(watch.seconds().values()) == 500
-    assert clock.synchronised == 2  # at both ends, never within
-
-
-def test_stopwatch_refuses_spans_that_do_not_nest():
-    watch = Stopwatch(FakeClock(*range(9)))
-    with pytest.raises(RuntimeError, match="'a' was left; open are \\['a', 'b'\\]"):
-        with watch.running():
-            watch.enter("a")
-            watch.enter("b")
-            watch.leave("a")
-    with pytest.raises(RuntimeError, match="'c' was not left"):
-        with watch.running():
-            watch.enter("c")
-
-
-def test_summaries_and_paired_ratios():
-    found = summarise([4.0, 1.0, 3.0, 2.0, 5.0])
-    assert (found.median, found.q1, found.q3, found.n) == (3, 2, 4, 5)
-    assert summarise([7.0]).q1 == summarise([7.0]).q3 == 7
-    assert summarise([]) is None
-    base = [{"repetition": i, "time": 2.0 * (i + 1)} for i in range(3)]
-    mine = [{"repetition": i, "time": 1.0 * (i + 1)} for i in (0, 2)] + [{"repetition": 9}]
-    assert paired_ratios(mine, base, "time") == [0.5, 0.5]
-    assert [number(x) for x in (0, 193.0, 0.0123, 1.234, 123.45, 1234.5)] == [
-        "0", "193", "0.012", "1.23", "123.5", "1234",
-    ]  # fmt: skip
-
-
-def test_a_target_is_met_by_the_median():
-    def row(label, *times):
-        return Row(label, {}, [{"repetition": i, "time": t} for i, t in enumerate(times)])
-
-    rounds = Rounds([row("base", 1.0, 1.0, 1.0), row("case", 0.9, 1.1, 0.95), row("none")])
-    assert Comparison("case", "base", "time", 0.95).verdict(rounds) == "met"
-    assert Comparison("case", "base", "time", 0.94).verdict(rounds) == "missed"
-    assert Comparison("case", "base", "time").verdict(rounds) is None
-    assert Comparison("none", "base", "time", 0.9).as_dict(rounds)["verdict"] is None
-
-
-def test_rounds_interleave_the_cases_and_drop_the_warm_up():
-    order = []
-
-    def case(label, repetitions):
-        def note(kind):
-            return lambda: order.append(f"{kind}{label}") or {"value": len(order)}
-
-        return Case(label, note("t"), repetitions, {}, note("m"))
-
-    rounds = run_rounds([case("a", 2), case("b", 1)], 1, CPU, lambda _: None)
-    assert order == ["ta", "tb", "ma", "mb", "ma", "ta", "tb", "ta"]
-    assert [len(row.samples) for row in rounds.rows] == [2, 1]
-    assert [len(row.memory) for row in rounds.rows] == [2, 1]
-    assert rounds.row("a").samples[1] == {"repetition": 1, "value": 8}
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.cuda.OutOfMemoryError("CUDA out of memory"),
-        MemoryError(),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
-    ],
-)
-def test_out_of_memory_leaves_the_other_cases(error):
-    def fail():
-        raise error
-
-    cases = [Case("big", fail, 2), Case("small", lambda: {"time": 1.0}, 2)]
-    rounds = run_rounds(cases, 1, CPU, lambda _: None)
-    assert [row.error for row in rounds.rows] == ["out of memory", None]
-    assert [len(row.samples) for row in rounds.rows] == [0, 2]
-
-
-def test_other_errors_are_not_swallowed():
-    with pytest.raises(ZeroDivisionError):
-        run_rounds([Case("a", lambda: 1 / 0, 1)], 0, CPU, lambda _: None)
-
-
-@pytest.mark.skipif(not memory.CLEAR.exists(), reason="Linux's /proc")
-def test_peak_memory_of_the_process():
-    peak = memory.PeakMemory(CPU)
-    peak.reset()
-    if not peak.read():
-        pytest.skip("this container forbids resetting the peak")
-    torch.ones(50_000_000, dtype=torch.uint8)  # freed at once
-    first = peak.read()
-    assert first["extra_memory"] > 45_000_000
-    peak.reset()
-    assert peak.read()["extra_memory"] < 10_000_000
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if not HAS_LLAVA or name != "tiny-qwen"])
@@ -225,7 +95,7 @@ def test_tiny_from_end_to_end(main, tmp_path, capsys, name):
     ratios = {(r["case"], r["metric"]): r for r in record["ratios"]}
     found = ratios[pruned[0]["label"], "kv_bytes"]
     assert found["ratios"] == [kv_tokens[1] / kv_tokens[0]] * 2
-    if memory.CLEAR.exists() and "peak_memory" in unpruned["summary"]:
+    if CLEAR.exists() and "peak_memory" in unpruned["summary"]:
         assert len(unpruned["memory_samples"]) == 2
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out

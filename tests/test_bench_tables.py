@@ -51,7 +51,7 @@ def write_results(folder, score, budget, config):
         "hiprune": record | {"checkpoint": LLAVA.checkpoint},
     }
     folder.mkdir(parents=True)
-    (folder / "x_results.json").write_text(json.dumps(result))
+    (folder / "20260102_030405_results.json").write_text(json.dumps(result))
 
 
 def test_the_table_is_of_the_settings_of_this_call(finished):

@@ -124,18 +124,22 @@ def test_an_unknown_shape_is_named():
 
 
 def test_the_registry():
-    assert hiprune.methods() == tuple(METHODS) == ("hiprune", "random", "uniform", "cls")
+    assert hiprune.methods() == tuple(METHODS)
+    assert next(iter(METHODS)) == "hiprune"
+    simple = {"random", "uniform", "cls"}
+    assert set(METHODS) > simple | {"hiprune_pp", "vispruner", "scope", "divprune", "visionzip"}
     for name, method in METHODS.items():
         assert method.name == name
         assert set(method.needs) <= set(NEEDS)
         assert HiPruneConfig(method=name).needs == method.needs
-        # Settings are fields of the configuration.
-        assert set(method.settings()) <= {field.name for field in fields(HiPruneConfig)}
+        # Settings are fields of the configuration, or the method's own.
+        assert set(method.shared) <= {field.name for field in fields(HiPruneConfig)}
+        assert {field.name for field in fields(method)} == {*method.shared, *method.own()}
     assert HiPruneConfig().needs == ("object_scores", "output_scores")
     assert HiPruneConfig(method="uniform").needs == HiPruneConfig(method="random").needs == ()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["hiprune", "random", "uniform", "cls"])
 @pytest.mark.parametrize("budget", [1, 10, TOKENS, TOKENS + 5])
 def test_a_method_sees_what_it_needs_alone_and_keeps_its_budget(name, budget):
     method = method_of(HiPruneConfig(method=name))
@@ -230,7 +234,7 @@ def test_cls_keeps_the_most_attended_of_the_output_layer():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "best"}, "method='best': expected one of 'hiprune', 'random', 'uniform'"),
+        ({"method": "best"}, "method='best': expected one of 'hiprune', 'hiprune_pp', 'random'"),
         ({"score": "CLS"}, "score='CLS': expected one of 'global', 'cls'"),
         ({"buffer": None}, "buffer=None: expected one of 'cross', 'square'"),
         ({"neighborhood": "torus"}, "neighborhood='torus': expected one of 'flat', 'grid'"),
@@ -280,7 +284,7 @@ def test_variables_and_configuration_are_two_spellings_of_one():
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("HIPRUNE_METHOD", "", "one of hiprune, random, uniform, cls"),
+        ("HIPRUNE_METHOD", "", "one of hiprune, hiprune_pp, random, uniform, cls"),
         ("HIPRUNE_SCORE", "Global", "one of global, cls"),
         ("HIPRUNE_BUFFER", "circle", "one of cross, square, diagonal, row, column, none"),
         ("HIPRUNE_NEIGHBORHOOD", "1", "one of flat, grid"),

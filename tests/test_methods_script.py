@@ -15,7 +15,8 @@ from scripts.tables.columns import TINY_TASK, are_accuracies
 from scripts.tables.summaries import Curve, render_methods, score
 
 KINDS = ("existence", "colour", "shape", "count", "position")
-METHODS = {"llava": 6, "llava_next": 6, "qwen2_5_vl": 5}  # runs a budget; Qwen has no CLS
+# Runs a budget: ten methods, three of random. Qwen has no CLS; a small LLaVA reads no text.
+METHODS = {"llava": 12, "llava_next": 12, "qwen2_5_vl": 8}
 
 
 def tiny_scores(value):
@@ -28,12 +29,13 @@ def tiny_scores(value):
 def test_every_method_runs_once_at_every_budget(family, tiny):
     benchmark = BENCHMARKS[family]
     settings = read(benchmark, tiny, {"TASKS": "pope"})
+    count = METHODS[family] - (2 if tiny and family != "qwen2_5_vl" else 0)
     budgets = benchmark.tiny.curve if tiny else benchmark.retentions
     assert settings.budgets == ("unpruned", *map(str, budgets))
     several = [config for group in configs(settings).values() for config in group]
     runs = [run for c in several for run in plan(replace(settings, config=c))]
     pruned = [run for run in runs if run.environment.get(benchmark.retention_variable)]
-    assert len({run.folder for run in pruned}) == len(pruned) == METHODS[family] * len(budgets)
+    assert len({run.folder for run in pruned}) == len(pruned) == count * len(budgets)
     found = [HiPruneConfig.from_env(family, run.environment) for run in pruned]
     assert sorted({(c.method, c.seed) for c in found}) == sorted(
         {(c.method, c.seed) for c in several}
@@ -48,7 +50,9 @@ def test_what_the_comparison_sets_itself_is_refused():
     settings = read(BENCHMARKS["llava"], True, {"HIPRUNE_ALPHA": "0.5", "RETENTIONS": "9"})
     assert settings.budgets == ("9",)
     alphas = {name: {c.alpha for c in group} for name, group in configs(settings).items()}
-    assert alphas == {"hiprune": {0.5}, "uniform": {0.1}, "random": {0.1}, "cls": {0.1}}
+    assert alphas.pop("hiprune") == {0.5}
+    assert set(alphas) > {"uniform", "random", "cls", "scope"}
+    assert set.union(*alphas.values()) == {0.1}
 
 
 def test_table_and_curve_of_finished_runs(tmp_path, capsys):

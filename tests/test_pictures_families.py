@@ -115,7 +115,7 @@ def test_a_checkpoint_is_known_by_its_configuration(family, variable, tmp_path):
     config.save_pretrained(tmp_path)
     name = family.removesuffix("_moe")
     found = find_checkpoint(str(tmp_path))
-    assert (found.family, found.layers) == (name, 4)
+    assert (found.description.family.name, found.description.layers) == (name, 4)
     made = of_checkpoint(BENCHMARKS["qwen2_5_vl"], str(tmp_path))
     assert (made.family, made.model, made.object_layer) == (name, "hiprune_hf", 2)
     assert made.retention_variable == variable

@@ -180,15 +180,15 @@ def test_files_that_are_no_pictures(at, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "no/such/folder"], r"--model no/such/folder:.*expected one of tiny, tiny-"),
-        (["--model", "bert"], "--model bert: its model_type is 'bert'; expected one of tiny,"),
+        (["--model", "no/such/folder"], "--model no/such/folder:.*, or tiny, tiny-llava"),
+        (["--model", "bert"], "--model bert: architectures not stated; expected one of "),
         (["--retention", "0"], "--retention '0': expected an integer from 1 to 576"),
         (["--retention", "500"], "retention=500: expected 1 to 144"),
         (["--retention", "0.3"], "--retention '0.3': expected an integer"),
         (["--model", "tiny-qwen", "--retention", "50"], "--retention '50': expected a number"),
         (["--model", "tiny-llava-next", "--retention", "4"], "retention=4: expected 5 to"),
         (["--alpha", "2"], "--alpha '2': expected a number from 0 to 1"),
-        (["--object-layer", "9"], "object_layer=9: expected 1 to 8"),
+        (["--object-layer", "9"], "--object-layer '9': expected an integer from 1 to 8"),
         (["--object-layer", "x"], "--object-layer 'x': expected an integer"),
         (["--out", "no/folder/x.png"], "no folder no/folder"),
         (["--out", "x.abc"], r"--out x.abc:.*expected .png"),
@@ -228,12 +228,8 @@ def test_the_command_itself(at, assets, capsys):
     """From a shell, with a folder as the model, elsewhere than in the repository."""
     checkpoint = shutil.copytree(assets / "llava-1.5-tiny", at / "mine")
     arguments = ["photo.jpg", "--model", str(checkpoint)]
-    settings = ["--retention", "48", "--object-layer", "3"]
-    command = [sys.executable, SCRIPT, *arguments, *settings]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("48 of 144 tokens kept")
-    # The family's own defaults do not fit a model of this size: said, not guessed.
-    code, _, err = run(capsys, *arguments)
-    assert code == 2
-    assert "expected 1 to 8" in err or "expected 1 to 144" in err
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    # The family's own defaults do not fit a model of this size: the same shares of it, and said.
+    assert done.returncode == 0 and done.stdout.startswith("48 of 144 tokens kept")
+    assert "anchors by layer 3" in done.stdout
+    assert "retention=48 of this model's 144 tokens per image, unless set" in done.stderr

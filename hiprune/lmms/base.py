@@ -42,6 +42,7 @@ class PrunedLmms:
     """
 
     _language_model: torch.nn.Module  # what reads the visual tokens
+    text: str | None = None  # of apply: the checkpoint whose text encoder reads the prompt's words
 
     @abstractmethod
     def _answer(
@@ -69,7 +70,7 @@ class PrunedLmms:
 
     def _start(self, prune: bool, details: dict[str, Any]) -> None:
         """Apply HiPrune to the loaded model, unless ``prune`` is False, and open the record."""
-        self.handle: PruneHandle | None = apply(self._model) if prune else None
+        self.handle: PruneHandle | None = apply(self._model, text=self.text) if prune else None
         config = self._model.config
         details = {
             **details,

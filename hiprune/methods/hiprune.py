@@ -12,14 +12,17 @@ from hiprune.methods.base import Images, Method
 from hiprune.neighbours import neighbours
 from hiprune.selection import TokenSelection, ranks, select_tokens
 
+DEFAULT_ALPHA = 0.1
+
 
 @dataclass
 class HiPrune(Method):
     """The settings are HiPruneConfig's. With score="cls" both scores are of CLS's attention."""
 
     name: ClassVar = "hiprune"
+    shared: ClassVar = ("alpha", "score", "buffer", "neighborhood", "registers")
     needs: ClassVar = ("object_scores", "output_scores")
-    alpha: float
+    alpha: float = DEFAULT_ALPHA
     score: str = "global"
     buffer: str = "cross"
     neighborhood: str = "flat"

@@ -22,6 +22,7 @@ class Random(Method):
     """
 
     name: ClassVar = "random"
+    shared: ClassVar = ("seed",)
     seed: int = 0
 
     def __post_init__(self) -> None:

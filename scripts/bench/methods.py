@@ -1,9 +1,10 @@
-"""HiPrune beside simple methods behind methods.sh: every budget in turn; table, curve."""
+"""HiPrune beside other methods behind methods.sh: every budget in turn; table, curve."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import hiprune
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import DEFAULT_ALPHA
 from scripts.bench.plan import finished_tables, plan
@@ -17,6 +18,7 @@ from scripts.tables.paper import UNPRUNED, short_name
 from scripts.tables.summaries import curve_of, draw_methods, render_methods
 
 SEEDS = (0, 1, 2)
+WITH_ALPHA = ("hiprune", "hiprune_pp")
 OURS = ("HIPRUNE_ALPHA", "HIPRUNE_OBJECT_LAYER")
 
 
@@ -39,16 +41,22 @@ def read(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Settings:
 
 def configs(settings: Settings) -> dict[str, list[HiPruneConfig]]:
     """Method -> its configurations, one a seed."""
-    ours = settings.config
+    ours, found = settings.config, {}
     plain = replace(ours, alpha=DEFAULT_ALPHA)  # the others have no alpha: one folder for all
-    found = {
-        "hiprune": [ours],
-        "uniform": [replace(plain, method="uniform")],
-        "random": [replace(plain, method="random", seed=seed) for seed in SEEDS],
-    }
-    if settings.benchmark.family != "qwen2_5_vl":  # its tower has no class token
-        found["cls"] = [replace(plain, method="cls")]
+    for name in hiprune.methods():
+        config = replace(ours if name in WITH_ALPHA else plain, method=name)
+        if _can_run(settings, config):
+            seeds = SEEDS if name == "random" else (config.seed,)
+            found[name] = [replace(config, seed=seed) for seed in seeds]
     return found
+
+
+def _can_run(settings: Settings, config: HiPruneConfig) -> bool:
+    """Has the model what the method looks at?"""
+    qwen = settings.benchmark.family == "qwen2_5_vl"  # no class token; its words are its own
+    # The small LLaVA's tower was not trained with a text encoder.
+    text = "text_embeds" in config.needs and settings.tiny and not qwen
+    return not text and not (config.uses_cls and qwen)
 
 
 def runs(settings: Settings) -> list[Run]:

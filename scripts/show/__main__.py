@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiprune import HiPruneConfig, HiPruneError
-from hiprune.config import FAMILIES
 from hiprune.images import open_image
 from scripts.show.checkpoints import ALIASES, TINY, Checkpoint, find_checkpoint
 
@@ -57,32 +56,29 @@ def show(args: argparse.Namespace) -> Path:
 
 
 def settings(args: argparse.Namespace, checkpoint: Checkpoint) -> HiPruneConfig:
-    """The options; else HIPRUNE_* variables; else the defaults of the family or the tiny model.
+    """The options; else HIPRUNE_* variables; else the family's defaults, of this model's size.
 
     Raises:
         HiPruneError: a value that the family does not accept.
     """
-    family = FAMILIES[checkpoint.family]
+    family, size = checkpoint.description.family, checkpoint.description
     options = {
         "--retention": (family.retention_variable, args.retention),
         "--alpha": ("HIPRUNE_ALPHA", args.alpha),
         "--object-layer": ("HIPRUNE_OBJECT_LAYER", args.object_layer),
     }
     environ = dict(os.environ)
-    if checkpoint.tiny:
+    if checkpoint.tiny:  # a third of each, of LLaVA-NeXT too
         environ.setdefault(family.retention_variable, str(checkpoint.tiny.retentions[0]))
-        environ.setdefault("HIPRUNE_OBJECT_LAYER", str(checkpoint.tiny.object_layer))
     environ.update({name: value for name, value in options.values() if value is not None})
     try:
-        config = HiPruneConfig.from_env(family.name, environ)
+        config = HiPruneConfig.from_env(family.name, environ, size.layers, size.tokens)
     except HiPruneError as error:
         message = str(error)
         for option, (name, value) in options.items():
             if value is not None:
                 message = message.replace(f"{name}=", f"{option} ")
         raise HiPruneError(message) from error
-    if "HIPRUNE_OBJECT_LAYER" not in environ:  # as deep in this model's tower
-        config = replace(config, object_layer=family.layer_of(checkpoint.layers))
     if config.method != "hiprune" or config.uses_cls:
         raise HiPruneError(
             f"HIPRUNE_METHOD={config.method!r}, HIPRUNE_SCORE={config.score!r}: expected "

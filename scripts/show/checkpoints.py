@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hiprune.models.transformers_version import require_transformers
 
 from hiprune import HiPruneError
-from hiprune.config import FAMILIES
+from hiprune.lmms.checkpoint import Description, describe
 from scripts.benchmarks import ASSETS, LLAVA_NEXT_TINY, LLAVA_TINY, QWEN_TINY, Tiny
 
 TINY = {"tiny-llava": LLAVA_TINY, "tiny-llava-next": LLAVA_NEXT_TINY, "tiny-qwen": QWEN_TINY}
@@ -25,15 +24,13 @@ class Checkpoint:
     Attributes:
         name: as the user gave it.
         path: folder, or name on the hub.
-        family: a name in hiprune.config.FAMILIES.
-        layers: of its vision tower.
+        description: family and size.
         tiny: its settings, if it is one of the repository's.
     """
 
     name: str
-    path: Path | str
-    family: str
-    layers: int
+    path: str
+    description: Description
     tiny: Tiny | None
 
     def load(self, device: str = "cpu") -> tuple[Any, Any]:
@@ -48,7 +45,8 @@ class Checkpoint:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         load = transformers.AutoModelForImageTextToText.from_pretrained
-        limits = PIXELS if self.family == "qwen2_5_vl" and not self.tiny else {}
+        family = self.description.family.name
+        limits = PIXELS if family == "qwen2_5_vl" and not self.tiny else {}
         try:
             model = load(self.path, dtype="auto").eval()
             # Half precision is slow on a CPU, or is not there.
@@ -66,24 +64,12 @@ def find_checkpoint(name: str) -> Checkpoint:
         HiPruneError: no such checkpoint, one of another family, or another transformers.
     """
     require_transformers()
-    import transformers
-
-    names = (*ALIASES, *TINY)
     tiny = TINY.get(ALIASES.get(name, name))
-    path = ASSETS / tiny.asset if tiny else name
-    expected = (
-        f"expected one of {', '.join(names)}, or a folder or hub name of a checkpoint in "
-        f"transformers' format (llava-hf/*, Qwen/*) of {', '.join(FAMILIES)}"
-    )
+    path = str(ASSETS / tiny.asset) if tiny else name
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise HiPruneError(f"--model {name}: {reason[0]}; {expected}") from error
-    # Families bear the names of transformers' model types.
-    family = config.model_type.removesuffix("_moe")
-    if family not in FAMILIES:
-        raise HiPruneError(f"--model {name}: its model_type is {family!r}; {expected}")
-    vision = config.vision_config
-    layers = vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
-    return Checkpoint(name, path, family, layers, tiny)
+        found = describe(path)
+    except HiPruneError as error:
+        reason = str(error).removeprefix(f"checkpoint={name!r}: ")
+        names = ", ".join((*ALIASES, *TINY))
+        raise HiPruneError(f"--model {name}: {reason} (llava-hf/*, Qwen/*), or {names}") from error
+    return Checkpoint(name, path, found, tiny)

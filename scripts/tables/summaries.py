@@ -18,13 +18,30 @@ from scripts.tables.runs import Table
 from scripts.tables.sheet import number_text
 
 Row = dict[str, float]  # key of a column -> score
-NAMES = {"hiprune": "HiPrune", "cls": "CLS attention", "uniform": "uniform", "random": "random"}
+NAMES = {
+    "hiprune": "HiPrune",
+    "hiprune_pp": "HiPrune++",
+    "cls": "CLS attention",
+    "uniform": "uniform",
+    "random": "random",
+    "vispruner": "VisPruner",
+    "scope": "SCOPE",
+    "divprune": "DivPrune",
+    "visionzip": "VisionZip",
+    "cdpruner": "CDPruner",
+}
 # A marker each, so that no line hangs on its colour alone.
 STYLES = {
     "hiprune": (BLUE, "o"),
     "cls": (VERMILION, "s"),
     "uniform": (GREEN, "^"),
     "random": (GREY, "D"),
+    "hiprune_pp": (BLUE, "*"),
+    "vispruner": ("#CC79A7", "v"),
+    "scope": ("#E69F00", "<"),
+    "divprune": ("#56B4E9", ">"),
+    "visionzip": ("#000000", "x"),
+    "cdpruner": (GREEN, "P"),
 }
 
 
@@ -139,8 +156,8 @@ def render_methods(name: str, base: Row, curves: list[Curve], accuracies: bool) 
     what = "the mean of the columns but F1" if accuracies else "the mean of 100 * score / unpruned"
     notes = (
         f"{'mean' if accuracies else 'avg %'} is {what}. `random`: the mean of its seeds, and the "
-        "range from the worst to the best. All but HiPrune are this repository's own simple "
-        "methods, with the same budget and patch."
+        "range from the worst to the best. All but HiPrune are this repository's own "
+        "implementations, with the same budget and patch."
     )
     return "\n".join([f"### {name}: methods over budgets", "", markdown(header, lines), "", notes])
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image
-from make_tiny_task import questions
+
+from scripts.tiny.task import questions
 
 OWNER = "lmms-lab-encoder"  # of the data sets that lmms-eval 0.7.3 asks for
 SCENES = 10

@@ -1,0 +1,268 @@
+"""choose_tokens: what the released codes keep, index for index; the exact count whatever the input.
+
+tests/data/methods.npz holds synthetic inputs and, of each method, what its authors' code kept for
+them in float32: Theia-4869/VisPruner@aefa01a (where it raises, with one line changed),
+vbdi/divprune@799e2d9, kinredon/SCOPE@6bf7306, dvlab-research/VisionZip@3151f6d and
+Theia-4869/CDPruner@9541616.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hiprune
+from hiprune import HiPruneConfig, HiPruneError, choose_tokens
+from hiprune.methods import METHODS, NEEDS
+from hiprune.methods.cdpruner import relevance
+
+DATA = np.load(Path(__file__).parent / "data" / "methods.npz")
+CASES = json.loads(str(DATA["cases"]))
+PROJECTED = ("divprune", "cdpruner")
+SETTINGS = ("alpha", "important_ratio", "dominant", "contextual")
+
+
+def inputs_of(case):
+    start, found = f"{case['method']}.in.{case['input']}.", {}
+    for name in DATA.files:
+        if name.startswith(start):
+            value = torch.from_numpy(DATA[name].astype(np.float32))
+            if case["method"] == "divprune":
+                value = value[None]
+            found[name.removeprefix(start)] = value
+    if case["method"] in PROJECTED:
+        found["projected"] = found.pop("features")
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['method']}-{case['id']}")
+def test_what_the_released_code_keeps(case):
+    def kept(name):
+        return DATA[f"{case['method']}.out.{case['id']}.{name}"]
+
+    inputs = inputs_of(case)
+    settings = {name: case[name] for name in SETTINGS if name in case}
+    found = choose_tokens(case["method"], budget=case["budget"], columns=12, **inputs, **settings)
+    merged = 0 if found.merged is None else found.merged.shape[1]
+    assert found.indices.shape[1] + merged == case["budget"]
+    assert (found.keep.sum(dim=1) == found.indices.shape[1]).all()
+    if case["method"] == "visionzip":
+        assert np.array_equal(found.indices, kept("dominant"))
+        np.testing.assert_allclose(found.merged[:, 1:], kept("contextual"), rtol=1e-4, atol=1e-4)
+        assert torch.equal(found.merged[:, 0], inputs["hidden"][:, 0])  # CLS
+    elif case.get("repeats"):  # the release keeps tokens twice; the rest is ours to choose
+        assert set(kept("kept").tolist()) < set(found.indices[0].tolist())
+    else:
+        assert np.array_equal(found.indices, kept("kept").reshape(found.indices.shape))
+    if case["method"] == "cdpruner":
+        ours = relevance(inputs["image_embeds"], inputs["text_embeds"])
+        np.testing.assert_allclose(ours, kept("relevance"), rtol=1e-4, atol=1e-4)
+
+
+def test_visionzip_shares_budgets_out_as_the_release():
+    cases = [
+        c for c in CASES if c["method"] == "visionzip" and c["budget"] in (192, 64, 48, 32, 16)
+    ]
+    assert len(cases) >= 5
+    for case in cases:
+        found = choose_tokens("visionzip", budget=case["budget"], columns=12, **inputs_of(case))
+        assert found.indices.shape[1] == case["dominant"] - 1
+        assert found.merged.shape[1] == 1 + case["contextual"]
+
+
+TOKENS, COLUMNS = 20, 5
+
+
+def given(kind, batch=2):
+    """Everything a method can need, of B images of 20 tokens: random, or what goes wrong."""
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    found = {
+        "object_scores": draw(batch, TOKENS).abs(),
+        "output_scores": draw(batch, TOKENS).abs(),
+        "cls_attention": draw(batch, 3, TOKENS).softmax(dim=-1),
+        "keys": draw(batch, 3, 1 + TOKENS, 4),
+        "hidden": draw(batch, 1 + TOKENS, 8),
+        "features": draw(batch, TOKENS, 8),
+        "projected": draw(batch, TOKENS, 6),
+        "image_embeds": draw(batch, TOKENS, 5),
+        "text_embeds": draw(1, 5),
+    }
+    if kind == "equal":
+        found = {name: torch.ones_like(value) for name, value in found.items()}
+    elif kind == "zero":
+        found = {name: torch.zeros_like(value) for name, value in found.items()}
+    elif kind == "NaN":
+        for name, value in found.items():
+            if name != "text_embeds":
+                value[:, ..., 3:6] = float("nan")
+    elif kind == "all NaN":
+        found = {name: torch.full_like(value, float("nan")) for name, value in found.items()}
+    elif kind == "few differ":
+        for name in ("features", "projected", "image_embeds", "hidden"):
+            found[name] = found[name][:, :1].repeat(1, found[name].shape[1], 1)
+            found[name][:, 0] += 1
+    elif kind == "half":
+        found = {name: value.half() for name, value in found.items()}
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "kind", ["random", "equal", "zero", "NaN", "all NaN", "few differ", "half"]
+)
+def test_exactly_the_budget_whatever_is_given(name, kind):
+    for budget in range(1, TOKENS + 3):
+        found = choose_tokens(name, budget=budget, columns=COLUMNS, **given(kind))
+        merged = 0 if found.merged is None else found.merged.shape[1]
+        assert found.indices.shape == (2, min(budget, TOKENS + (merged > 0)) - merged)
+        assert (found.keep.sum(dim=1) == found.indices.shape[1]).all()
+        rebuilt = torch.zeros_like(found.keep).scatter(1, found.indices, True)
+        assert torch.equal(rebuilt, found.keep)
+        assert (found.indices.diff(dim=1) > 0).all()
+        assert torch.equal(found.keep, found.anchor | found.buffer | found.register)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("random", "cdpruner")])
+def test_an_image_keeps_the_same_tokens_whatever_stands_beside_it(name):
+    inputs = given("random", batch=3)
+    together = choose_tokens(name, budget=9, columns=COLUMNS, **inputs)
+    for row in range(3):
+        own = {n: x if n == "text_embeds" else x[row : row + 1] for n, x in inputs.items()}
+        alone = choose_tokens(name, budget=9, columns=COLUMNS, **own)
+        assert torch.equal(together.indices[row : row + 1], alone.indices)
+        if alone.merged is not None:
+            torch.testing.assert_close(together.merged[row : row + 1], alone.merged)
+
+
+@pytest.mark.parametrize("sign", ["+", "-"])
+@pytest.mark.parametrize("where", ["inside", "beside"])
+@pytest.mark.parametrize("count", ["share", "fifth"])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_hiprune_pp_by_hand(beta, count, where, sign):
+    inputs, budget = given("random"), 10
+    text = round(beta * budget / (5 if count == "fifth" else 1))
+    found = choose_tokens(
+        "hiprune_pp", budget=budget, columns=COLUMNS, **inputs,
+        alpha=0.5, beta=beta, count=count, text_budget=where, sign=sign,
+    )  # fmt: skip
+    first = budget - text if where == "inside" else budget
+    for row in range(2):
+        chosen = set()
+        if first:
+            own = (inputs[n][row : row + 1] for n in ("object_scores", "output_scores"))
+            ours = hiprune.select_tokens(*own, columns=COLUMNS, budget=first, alpha=0.5)
+            chosen = set(ours.indices[0].tolist())
+        cosine = torch.cosine_similarity(inputs["image_embeds"][row], inputs["text_embeds"], dim=1)
+        ranked = cosine.argsort(descending=sign == "+").tolist()
+        added = [token for token in ranked if token not in chosen][:text]
+        assert found.indices[row].tolist() == sorted([*chosen, *added])
+
+
+def test_text_is_compared_with_the_mean_of_its_segments_and_with_projected_tokens():
+    inputs = given("random")
+    inputs["text_embeds"] = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    found = choose_tokens("hiprune_pp", budget=10, columns=COLUMNS, **inputs, beta=0.5)
+    mean = inputs["text_embeds"].mean(dim=0, keepdim=True)
+    again = inputs | {"text_embeds": mean}
+    again["projected"] = again.pop("image_embeds")  # of a model without a text encoder
+    again = choose_tokens("hiprune_pp", budget=10, columns=COLUMNS, **again, beta=0.5)
+    assert torch.equal(found.indices, again.indices)
+
+
+def test_merged_tokens_have_gradients_and_choices_none():
+    inputs = given("random")
+    inputs["hidden"].requires_grad_()
+    found = choose_tokens("visionzip", budget=9, columns=COLUMNS, **inputs)
+    found.merged.sum().backward()
+    assert (inputs["hidden"].grad != 0).any(dim=2).sum() == 2 * (1 + TOKENS - 7)
+    inputs = {name: value.requires_grad_() for name, value in given("random").items()}
+    for name in METHODS:
+        assert not choose_tokens(name, budget=9, columns=COLUMNS, **inputs).indices.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("best", {}, "name='best': expected one of hiprune, hiprune_pp"),
+        ("scope", {"budget": 0}, "budget=0: expected an integer of at least 1"),
+        ("scope", {"columns": 2.5}, "columns=2.5: expected"),
+        ("scope", {"features": None}, r"features=None: method 'scope' expected \(B, N, C\)"),
+        ("scope", {"features": torch.ones(20, 8)}, r"features: \(20, 8\); expected \(B, N, C\)"),
+        ("scope", {"features": torch.ones(2, 19, 8)}, r"features: \(2, 19, 8\);.*N = 20"),
+        ("visionzip", {"hidden": torch.ones(2, 20, 8)}, r"hidden: .*\(B, 1\+N, C\).* N = 20"),
+        ("cdpruner", {"text_embeds": torch.ones(1, 4)}, r"text_embeds: \(1, 4\).*E = 5"),
+        ("uniform", {"beta": 0.1}, "beta=0.1: no setting of method 'uniform'; expected none"),
+        ("scope", {"alpha": -1}, "alpha=-1 of method 'scope': expected a number from 0 to"),
+        ("vispruner", {"important_ratio": 2}, "important_ratio=2 of method 'vispruner': expected"),
+        ("visionzip", {"contextual": 9}, "contextual=9 with a budget of 9 tokens: expected"),
+        ("visionzip", {"dominant": 5, "contextual": 5}, "dominant=5, contextual=5 with a budget"),
+        ("visionzip", {"contextual": 1.5}, "contextual=1.5 of method 'visionzip': expected an int"),
+        ("hiprune_pp", {"sign": "*"}, r"sign='\*' of method 'hiprune_pp': expected one of '\+'"),
+        ("hiprune_pp", {"image_embeds": None, "projected": None}, "image_embeds=None: method"),
+    ],
+)
+def test_bad_input_is_named(name, change, message):
+    arguments = {"budget": 9, "columns": COLUMNS, **given("random"), **change}
+    with pytest.raises(HiPruneError, match=f"^.*{message}"):
+        choose_tokens(name, **arguments)
+
+
+def test_a_method_that_looks_at_nothing_needs_to_be_told_how_many_tokens_there_are():
+    with pytest.raises(HiPruneError, match="'uniform' without an input: expected"):
+        choose_tokens("uniform", budget=9, columns=COLUMNS)
+    assert choose_tokens("uniform", budget=9, columns=COLUMNS, keys=torch.ones(2, 3, 21, 4))
+
+
+def test_a_methods_own_settings_are_variables():
+    environ = {
+        "HIPRUNE_METHOD": "scope",
+        "HIPRUNE_SCOPE_ALPHA": "0.5",
+        "HIPRUNE_VISPRUNER_IMPORTANT_RATIO": "0.75",  # of a method that is not chosen
+        "HIPRUNE_ALPHA": "0.2",
+    }
+    config = HiPruneConfig.from_env("llava", environ)
+    assert (config.settings, config.alpha) == ({"alpha": 0.5}, 0.2)
+    assert config.variant() == {"method": "scope", "scope_alpha": 0.5}
+    assert hiprune.methods() == tuple(METHODS)
+    environ = {"HIPRUNE_METHOD": "hiprune_pp", "HIPRUNE_BETA": "0.2", "HIPRUNE_PP_SIGN": "-"}
+    config = HiPruneConfig.from_env("llava", environ)
+    assert config.settings == {"beta": 0.2, "sign": "-"}
+    zip_config = HiPruneConfig(9, method="visionzip", settings={"contextual": 3})
+    for each in (config, zip_config):
+        assert HiPruneConfig.from_env("llava", each.variables("llava")).variant() == each.variant()
+
+
+@pytest.mark.parametrize(
+    ("method", "variable", "text", "expected"),
+    [
+        ("scope", "HIPRUNE_SCOPE_ALPHA", "", "a number from 0 to 100"),
+        ("scope", "HIPRUNE_SCOPE_ALPHA", "1_0", "a number from 0 to 100"),
+        ("scope", "HIPRUNE_SCOPE_ALPHA", "nan", "a number from 0 to 100"),
+        ("vispruner", "HIPRUNE_VISPRUNER_IMPORTANT_RATIO", "1.5", "a number from 0 to 1"),
+        ("visionzip", "HIPRUNE_VISIONZIP_CONTEXTUAL", "2.0", "an integer from 0"),
+        ("hiprune_pp", "HIPRUNE_BETA", "much", "a number from 0 to 1"),
+        ("hiprune_pp", "HIPRUNE_PP_COUNT", "half", "one of 'share', 'fifth'"),
+    ],
+)
+def test_bad_variables_of_a_method_are_named(method, variable, text, expected):
+    environ = {"HIPRUNE_METHOD": method, variable: text}
+    with pytest.raises(HiPruneError, match=f"^{variable}={text!r}: expected {expected}"):
+        HiPruneConfig.from_env("llava", environ)
+
+
+def test_settings_of_another_method_are_refused():
+    with pytest.raises(
+        HiPruneError, match=r"^settings: beta=0\.1 with method='scope': expected alpha"
+    ):
+        HiPruneConfig(method="scope", settings={"beta": 0.1})
+    with pytest.raises(HiPruneError, match=r"^alpha=-1 of method 'scope'"):
+        HiPruneConfig(method="scope", settings={"alpha": -1})
+    assert set(NEEDS) >= {need for method in METHODS.values() for need in method.needs}
