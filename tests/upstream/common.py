@@ -53,3 +53,4 @@ def _tests(name: str, model: str) -> type:
 for _name, _family in FAMILIES.items():
     _made = _tests(_name, type(_family.make()).__name__)
     globals()[_made.__name__] = _made
+del _made  # which would be collected twice
