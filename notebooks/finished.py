@@ -12,7 +12,7 @@ from IPython.display import Image, Markdown, display
 
 from hiprune import HiPruneConfig
 from hiprune.config import FAMILIES
-from scripts.bench.methods import SEEDS
+from scripts.bench.methods import SEEDS, can_run
 from scripts.benchmarks import BENCHMARKS, Benchmark
 from scripts.tables.ablations import all_fields, scores_of, sweeps, table_of
 from scripts.tables.paper import UNPRUNED, short_name, tables_of
@@ -88,7 +88,7 @@ class Finished:
         rows = {curve.method: curve.rows for curve in self.curves()}
         found = []
         for method, name in NAMES.items():
-            if method == "cls" and self.benchmark.family == "qwen2_5_vl":  # no class token
+            if not can_run(self.benchmark.family, self.tiny, self.config(method=method)):
                 continue
             runs = len(SEEDS) if method == "random" else 1
             lacking = {b: runs - len(rows.get(method, {}).get(b, ())) for b in budgets}

@@ -111,6 +111,10 @@ def test_finished_runs(tmp_path, capsys):
         "uniform at 72, 32, 8",
         "random at 72 (3 of 3 seeds), 48 (1 of 3 seeds), 32 (3 of 3 seeds), 16 (3 of 3 seeds), "
         "8 (3 of 3 seeds)",
+        "VisPruner",
+        "SCOPE",
+        "DivPrune",
+        "VisionZip",
     ]
     assert finished.show_curves(group) and finished.show_sweeps(group)
 

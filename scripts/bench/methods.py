@@ -45,17 +45,17 @@ def configs(settings: Settings) -> dict[str, list[HiPruneConfig]]:
     plain = replace(ours, alpha=DEFAULT_ALPHA)  # the others have no alpha: one folder for all
     for name in hiprune.methods():
         config = replace(ours if name in WITH_ALPHA else plain, method=name)
-        if _can_run(settings, config):
+        if can_run(settings.benchmark.family, settings.tiny, config):
             seeds = SEEDS if name == "random" else (config.seed,)
             found[name] = [replace(config, seed=seed) for seed in seeds]
     return found
 
 
-def _can_run(settings: Settings, config: HiPruneConfig) -> bool:
-    """Has the model what the method looks at?"""
-    qwen = settings.benchmark.family == "qwen2_5_vl"  # no class token; its words are its own
+def can_run(family: str, tiny: bool, config: HiPruneConfig) -> bool:
+    """Has a model of this family, or its small trained one, what the method looks at?"""
+    qwen = family == "qwen2_5_vl"  # no class token; its words are its own
     # The small LLaVA's tower was not trained with a text encoder.
-    text = "text_embeds" in config.needs and settings.tiny and not qwen
+    text = "text_embeds" in config.needs and tiny and not qwen
     return not text and not (config.uses_cls and qwen)
 
 

@@ -33,6 +33,11 @@ class Checkpoint:
     description: Description
     tiny: Tiny | None
 
+    @property
+    def family(self) -> str:
+        """Its name in hiprune.config.FAMILIES."""
+        return self.description.family.name
+
     def load(self, device: str = "cpu") -> tuple[Any, Any]:
         """The model and its image processor: Qwen2.5-VL's with PIXELS, the tiny one's as it is.
 
@@ -45,8 +50,7 @@ class Checkpoint:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         load = transformers.AutoModelForImageTextToText.from_pretrained
-        family = self.description.family.name
-        limits = PIXELS if family == "qwen2_5_vl" and not self.tiny else {}
+        limits = PIXELS if self.family == "qwen2_5_vl" and not self.tiny else {}
         try:
             model = load(self.path, dtype="auto").eval()
             # Half precision is slow on a CPU, or is not there.
