@@ -25,6 +25,7 @@ from scripts.bench.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT")
+INCLUDED: list[str] = []  # folders of tasks, beside those that a run is told of
 # Prints what it is given, a line each.
 PYTHON = '#!/bin/sh\nprintf "%s\\n" "$@"\n'
 
@@ -66,7 +67,8 @@ def _few_tasks(manager: type, verbosity: str, include_path: str | None, **more: 
     """lmms-eval's index of POPE and what is included: its thousands take most of its time."""
     from lmms_eval import tasks
 
-    paths = [str(Path(tasks.__file__).parent / "pope"), *filter(None, [include_path])]
+    own = str(Path(tasks.__file__).parent / "pope")
+    paths = [own, *INCLUDED, *filter(None, [include_path])]
     return manager(verbosity, include_path=paths, include_defaults=False, **more)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FAMILIES = ("llava", "llava_next", "llava_hf", "llava_next_hf", "qwen2_5_vl")
+FAMILIES = ("llava", "llava_next", "llava_hf", "llava_next_hf", "qwen2_5_vl", "qwen3_vl")
 
 
 def make_checkpoint(directory: Path, family: str = "llava", **settings: int) -> Path:
@@ -18,11 +18,16 @@ def make_checkpoint(directory: Path, family: str = "llava", **settings: int) -> 
     Args:
         directory: where. The `llava` package wants "llava" in its last part. Made if missing.
         family: "llava" or "llava_next", in the liuhaotian format (needs the `llava` package);
-            "llava_hf", "llava_next_hf" or "qwen2_5_vl", in transformers' (needs its version 5).
+            "llava_hf", "llava_next_hf", "qwen2_5_vl" or "qwen3_vl", in transformers' (needs its
+            version 5).
         settings: of the function of this name in the family's module.
     """
     if family == "qwen2_5_vl":
         from random_qwen import make_checkpoint as make
+
+        return make(directory, **settings)
+    if family == "qwen3_vl":
+        from random_qwen3 import make_checkpoint as make
 
         return make(directory, **settings)
     if family in ("llava_hf", "llava_next_hf"):

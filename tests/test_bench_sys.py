@@ -30,8 +30,20 @@ from scripts.efficiency.latency.subject import Request, language_model
 ROOT = Path(__file__).resolve().parents[1]
 HAS_LLAVA = find_spec("llava") is not None
 CPU = torch.device("cpu")
-# Visual tokens of the unpatched models: LLaVA-NeXT's with a newline for each of its 24 rows.
-UNPRUNED_TOKENS = {"tiny": 144, "tiny-next": 720 + 24, "tiny-qwen": 144}
+# Visual tokens of the unpatched models: LLaVA-NeXT's and LLaVA-OneVision's with a newline for each
+# of their 24 rows.
+UNPRUNED_TOKENS = {
+    "tiny": 144,
+    "tiny-next": 720 + 24,
+    "tiny-qwen": 144,
+    "tiny-qwen2": 144,
+    "tiny-qwen3": 100,
+    "tiny-internvl": 10 * 16,
+    "tiny-onevision": 10 * 64 + 24,
+}
+# At 0.334 of them, the newlines not counted; whole views' int(N' / 10).
+KEPT = {"tiny-qwen": 48, "tiny-qwen2": 48, "tiny-qwen3": 33}
+KEPT |= {"tiny-internvl": 50, "tiny-onevision": 210}
 needs_transformers = pytest.mark.skipif(HAS_LLAVA, reason="transformers' own models are newer")
 
 
@@ -56,7 +68,9 @@ def run(main, folder: Path, *arguments: str) -> tuple[int, dict]:
     return status, json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if not HAS_LLAVA or name != "tiny-qwen"])
+@pytest.mark.parametrize(
+    "name", [name for name in TINY if not HAS_LLAVA or not TINY[name].needs_own]
+)
 def test_tiny_from_end_to_end(main, tmp_path, capsys, name):
     arguments = ("--model", name, "--repetitions", "2", "--new-tokens", "3", "--warmup", "0")
     budgets = TINY[name].retentions
@@ -83,13 +97,13 @@ def test_tiny_from_end_to_end(main, tmp_path, capsys, name):
             assert all(sample[metric] > 0 for metric in times)
         # Keys and values of every layer, in float32.
         config = TINY[name].text
-        size = 2 * config.layers * config.kv_heads * config.width // config.heads * 4
+        size = 2 * config.layers * config.kv_heads * config.head_width * 4
         assert row["summary"]["kv_bytes"]["median"] == size * row["samples"][0]["kv_tokens"]
         for metric, found in row["summary"].items():
             assert found["q1"] <= found["median"] <= found["q3"], metric
     kv_tokens = [row["samples"][0]["kv_tokens"] for row in record["rows"]]
     assert kv_tokens[0] == text + UNPRUNED_TOKENS[name]
-    expected = [48] if name == "tiny-qwen" else list(budgets)  # 0.334 of 144
+    expected = [KEPT[name]] if name in KEPT else list(budgets)
     assert kv_tokens[1:] == [text + kept for kept in expected]
     assert [row["kept_tokens"] for row in pruned] == expected
 
@@ -170,6 +184,23 @@ def test_vision_part_of_llava_next(main, tmp_path, capsys):
     assert main(arguments) == 0
     record = json.loads((tmp_path / "result.json").read_text())
     assert [row["samples"][0]["tokens"] for row in record["rows"]] == [744, 160, 160]
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("name", "arguments", "tokens"),
+    [
+        ("tiny-qwen2", ["--patches", "64"], [16, 5]),
+        ("tiny-qwen3", ["--patches", "64"], [16, 5]),
+        ("tiny-internvl", ["--image-size", "112x112"], [16, 5]),
+        ("tiny-onevision", ["--image-size", "112x112"], [2 * 64 + 8, 2 * 21]),
+    ],
+)
+def test_vision_part_of_the_other_families(main, tmp_path, name, arguments, tokens):
+    arguments += ["--model", name, "--part", "vision", "--repetitions", "1", "--warmup", "0"]
+    status, record = run(main, tmp_path, *arguments)
+    assert status == 0  # and the released code's way of LLaVA alone
+    assert [row["samples"][0]["tokens"] for row in record["rows"]] == tokens
 
 
 @needs_transformers

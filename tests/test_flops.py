@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from closed_flops import closed_form
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +24,7 @@ from scripts.efficiency.flops.tables import introduction, paper_totals, rows_of,
 OWN_MODELS = int(transformers.__version__.split(".")[0]) >= 5  # transformers' own, Qwen among them
 needs_own = pytest.mark.skipif(not OWN_MODELS, reason="models of transformers 5")
 NAMES = [
-    pytest.param(name, marks=needs_own if architecture.family == "qwen2_5_vl" else ())
+    pytest.param(name, marks=needs_own if architecture.needs_own else ())
     for name, architecture in ARCHITECTURES.items()
 ]
 
@@ -96,17 +97,37 @@ def test_windows_of_any_image_size(size):
 
 
 @needs_own
+@pytest.mark.parametrize("name", ["qwen2-vl-7b", "qwen2.5-vl-3b", "qwen3-vl-4b"])
 @pytest.mark.parametrize("size", [(896, 896), (900, 610), (30, 20), (6000, 5000)])
-def test_image_size_is_rounded_as_the_processor_does(size):
+def test_image_size_is_rounded_as_the_processor_does(size, name):
     from transformers.models.qwen2_vl import image_processing_qwen2_vl as qwen2_vl
 
-    from scripts.efficiency.flops.models import MAX_PIXELS, MIN_PIXELS
+    from scripts.efficiency.flops.models import PIXELS
 
-    processor = qwen2_vl.Qwen2VLImageProcessor(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    architecture = ARCHITECTURES[name]
+    least, most = PIXELS[architecture.family]
+    processor = qwen2_vl.Qwen2VLImageProcessor(
+        min_pixels=least, max_pixels=most, patch_size=architecture.vision.patch
+    )
     width, height = size
-    picture = picture_of(ARCHITECTURES["qwen2.5-vl-3b"], size)
+    picture = picture_of(architecture, size)
     assert picture.rows * picture.columns == processor.get_number_of_image_patches(height, width)
     assert picture.tokens == picture.rows * picture.columns // 4
+
+
+@needs_own
+@pytest.mark.parametrize(("name", "tokens"), [("internvl3-8b", 1280), ("llava-onevision-7b", 7290)])
+def test_views_are_those_of_an_image_of_896_pixels(name, tokens):
+    from scripts.efficiency.configs import own_config
+    from scripts.efficiency.latency.inputs import views_processor
+
+    architecture = ARCHITECTURES[name]
+    processor = views_processor(architecture, own_config(architecture))
+    pixels = processor(images=[Image.new("RGB", IMAGE_SIZE)], return_tensors="pt").pixel_values
+    picture = picture_of(architecture, IMAGE_SIZE)
+    assert pixels.flatten(0, -4).shape[0] == picture.views
+    assert pixels.shape[-1] == architecture.vision.image_size
+    assert picture.tokens == tokens
 
 
 # What is counted as executed is what whole models multiply: small ones, run and counted by torch.
@@ -114,24 +135,46 @@ def test_image_size_is_rounded_as_the_processor_does(size):
 SMALL_LLAVA = Architecture(
     "small", "llava", "-", Vision(24, 64, 4, 128, 14, 84), Text(2, 128, 4, 4, 256, 320), (9,), 36
 )
-SMALL_QWEN = Architecture(
-    "small",
-    "qwen2_5_vl",
-    "-",
-    Vision(32, 64, 4, 128, 14, full_attention=(7, 15, 23, 31)),
-    Text(2, 256, 2, 1, 512, 512),  # heads of 128, as M-RoPE's sections want them
-    (0.5,),
-)
+_TEXT = Text(2, 256, 2, 1, 512, 512)  # heads of 128, as M-RoPE's sections want them
+SMALL = {
+    "qwen2_vl": Architecture(
+        "small", "qwen2_vl", "-", Vision(4, 64, 4, 256, 14), replace(_TEXT, tied=True), (0.5,)
+    ),
+    "qwen2_5_vl": Architecture(
+        "small",
+        "qwen2_5_vl",
+        "-",
+        Vision(32, 64, 4, 128, 14, full_attention=(7, 15, 23, 31)),
+        _TEXT,
+        (0.5,),
+    ),
+    "qwen3_vl": Architecture(
+        "small",
+        "qwen3_vl",
+        "-",
+        Vision(4, 64, 4, 128, 16, deepstack=(0, 2)),
+        replace(_TEXT, width=192, head=128),
+        (0.5,),
+    ),
+    "internvl": Architecture(
+        "small", "internvl", "-", Vision(4, 64, 4, 128, 14, 84), _TEXT, (13,), 3 * 9
+    ),
+    "llava_onevision": Architecture(
+        "small", "llava_onevision", "-", Vision(4, 64, 4, 128, 14, 84), _TEXT, (0.3,), 5 * 36
+    ),
+}
 
 
 @needs_own
 @pytest.mark.parametrize("pruned", [False, True], ids=["unpruned", "pruned"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", *SMALL])
 def test_executed_is_what_the_whole_model_multiplies(family, pruned):
-    make = small_llava if family == "llava" else small_qwen
-    model, inputs, architecture, picture, text_tokens = make()
+    make = {"llava": small_llava, "internvl": small_views, "llava_onevision": small_views}
+    model, inputs, architecture, picture, text_tokens = make.get(family, small_qwen)(family)
     retention = architecture.retentions[0]
-    kept = HiPruneConfig(retention=retention).budget(picture.tokens) if pruned else None
+    kept = Subject(architecture, picture, ()).kept(retention) if pruned else None
+    if family == "llava_onevision" and not pruned:
+        text_tokens += 2 * 6  # a newline for each row of its 2 x 2 views
     counts = counts_of(architecture, picture)
     expected = figures(counts, "executed", picture.tokens, kept, text_tokens, passes=1)  # a CPU
     if pruned:
@@ -142,7 +185,7 @@ def test_executed_is_what_the_whole_model_multiplies(family, pruned):
     assert found == expected.total
 
 
-def small_llava():
+def small_llava(family):
     from transformers import LlavaForConditionalGeneration
 
     from scripts.efficiency.configs import llava_hf_config
@@ -157,23 +200,44 @@ def small_llava():
     return model, inputs, replace(SMALL_LLAVA, text=text), Picture(1, 6, 6), 10
 
 
-def small_qwen():
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
+def small_qwen(family):
     from scripts.efficiency.configs import qwen_config
 
-    config = qwen_config(SMALL_QWEN)
+    architecture = SMALL[family]
+    config = qwen_config(architecture)
     config.image_token_id, config.vision_start_token_id, config.video_token_id = 500, 501, 502
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager")
-    picture = Picture(1, 10, 14, 2)
+    picture, patch = Picture(1, 10, 14, 2), architecture.vision.patch
     ids = torch.tensor([[1] * 5 + [501] + [500] * picture.tokens + [2] * 6])
     inputs = {
         "input_ids": ids,
-        "pixel_values": torch.rand(140, 1176),
+        "pixel_values": torch.rand(140, 3 * 2 * patch**2),
         "image_grid_thw": torch.tensor([[1, 10, 14]]),
         "mm_token_type_ids": (ids == 500).int(),
     }
-    return model, inputs, SMALL_QWEN, picture, 12
+    return built(config), inputs, architecture, picture, 12
+
+
+def small_views(family):
+    from scripts.efficiency.configs import own_config
+
+    architecture = SMALL[family]
+    config = own_config(architecture)
+    config.image_token_id = 500
+    picture = picture_of(architecture, IMAGE_SIZE)
+    placeholders, pixels = picture.tokens, torch.rand(picture.views, 3, 84, 84)
+    inputs = {"pixel_values": pixels}
+    if family == "llava_onevision":
+        config.video_token_id = 501
+        placeholders += 2 * 6  # newlines
+        inputs = {"pixel_values": pixels[None], "image_sizes": torch.tensor([[168, 168]])}
+    ids = torch.tensor([[1] * 5 + [500] * placeholders + [2] * 5])
+    return built(config), {"input_ids": ids, **inputs}, architecture, picture, 10
+
+
+def built(config):
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
 
 
 def multiplied(model: nn.Module, inputs: dict) -> int:

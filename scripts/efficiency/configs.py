@@ -11,15 +11,7 @@ from scripts.efficiency.architectures import Architecture, Text, Vision
 def clip_config(vision: Vision) -> Any:
     from transformers import CLIPVisionConfig
 
-    return CLIPVisionConfig(
-        hidden_size=vision.width,
-        intermediate_size=vision.mlp,
-        num_hidden_layers=vision.layers,
-        num_attention_heads=vision.heads,
-        image_size=vision.image_size,
-        patch_size=vision.patch,
-        projection_dim=768,
-    )
+    return CLIPVisionConfig(**_tower(vision), projection_dim=768)
 
 
 def llama_config(text: Text, vocabulary: int | None = None) -> Any:
@@ -28,34 +20,71 @@ def llama_config(text: Text, vocabulary: int | None = None) -> Any:
     return LlamaConfig(vocab_size=vocabulary or text.vocabulary, **_text(text))
 
 
+def own_config(architecture: Architecture) -> Any:
+    """Of transformers' own model of the family, transformers 5."""
+    makers = {"internvl": internvl_config, "llava_onevision": llava_onevision_config}
+    maker = qwen_config if architecture.is_qwen else makers.get(architecture.family)
+    return (maker or llava_hf_config)(architecture)
+
+
 def qwen_config(architecture: Architecture) -> Any:
-    """Of transformers' Qwen2_5_VLForConditionalGeneration."""
-    from transformers import Qwen2_5_VLConfig
+    """Of transformers' Qwen2VL-, Qwen2_5_VL- or Qwen3VLForConditionalGeneration."""
+    import transformers
+
+    vision, text, family = architecture.vision, architecture.text, architecture.family
+    rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]}
+    tower = {
+        "depth": vision.layers,
+        "hidden_size": vision.width,
+        "num_heads": vision.heads,
+        "intermediate_size": vision.mlp,
+        "out_hidden_size": text.width,
+        "patch_size": vision.patch,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    if family == "qwen2_vl":
+        del tower["intermediate_size"], tower["out_hidden_size"]
+        tower |= {"embed_dim": vision.width, "hidden_size": text.width}
+        tower["mlp_ratio"] = vision.mlp // vision.width
+    elif family == "qwen3_vl":
+        rope |= {"rope_theta": 5000000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+        tower["deepstack_visual_indexes"] = list(vision.deepstack)
+    else:
+        tower |= {"window_size": 112, "fullatt_block_indexes": list(vision.full_attention)}
+    names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+    shape = {"vocab_size": text.vocabulary, "rope_parameters": rope, **_text(text)}
+    if text.head is not None:
+        shape["head_dim"] = text.head
+    return getattr(transformers, f"{names[family]}Config")(
+        text_config=shape, vision_config=tower, tie_word_embeddings=text.tied
+    )
+
+
+def internvl_config(architecture: Architecture) -> Any:
+    """Of transformers' InternVLForConditionalGeneration, with InternViT-300M's biases."""
+    from transformers import InternVLConfig, InternVLVisionConfig
 
     vision, text = architecture.vision, architecture.text
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": text.vocabulary,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1000000.0,
-                "mrope_section": [16, 24, 24],
-            },
-            **_text(text),
-        },
-        vision_config={
-            "depth": vision.layers,
-            "hidden_size": vision.width,
-            "num_heads": vision.heads,
-            "intermediate_size": vision.mlp,
-            "out_hidden_size": text.width,
-            "patch_size": vision.patch,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": list(vision.full_attention),
-        },
+    return InternVLConfig(
+        vision_config=InternVLVisionConfig(**_tower(vision), attention_bias=True),
+        text_config=_qwen2(text),
+        image_seq_length=(vision.image_size // vision.patch) ** 2 // 4,
         tie_word_embeddings=text.tied,
+    )
+
+
+def llava_onevision_config(architecture: Architecture) -> Any:
+    """Of transformers' LlavaOnevisionForConditionalGeneration."""
+    from transformers import LlavaOnevisionConfig, SiglipVisionConfig
+
+    vision, sides = architecture.vision, range(1, 7)
+    side = vision.image_size
+    return LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**_tower(vision), vision_use_head=False),
+        text_config=_qwen2(architecture.text),
+        image_grid_pinpoints=[[side * rows, side * columns] for rows in sides for columns in sides],
+        tie_word_embeddings=architecture.text.tied,
     )
 
 
@@ -111,6 +140,24 @@ def has_llava_package() -> bool:
 
 
 _GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+
+
+def _tower(vision: Vision) -> dict[str, Any]:
+    return {
+        "hidden_size": vision.width,
+        "intermediate_size": vision.mlp,
+        "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.heads,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch,
+    }
+
+
+def _qwen2(text: Text) -> Any:
+    from transformers import Qwen2Config
+
+    rope = {"rope_type": "default", "rope_theta": 1000000.0}
+    return Qwen2Config(vocab_size=text.vocabulary, rope_parameters=rope, **_text(text))
 
 
 def _text(text: Text) -> dict[str, Any]:

@@ -63,8 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--image-size",
         metavar="WxH",
         default="x".join(map(str, IMAGE_SIZE)),
-        help="of Qwen2.5-VL's image, in pixels; rounded to multiples of 28 as its processor does "
-        "(default %(default)s: 1024 tokens). LLaVA's images are those of the paper's tables",
+        help="of Qwen's image, in pixels; rounded to multiples of 28 (Qwen3-VL: 32) as its "
+        "processor does (default %(default)s: 1024 tokens, Qwen3-VL 784). LLaVA's images are those "
+        "of the paper's tables, InternVL's and LLaVA-OneVision's are of 896x896",
     )
     parser.add_argument(
         "--passes",
@@ -152,7 +153,7 @@ def _left_out(names: Sequence[str]) -> dict[str, str]:
             f"needs transformers >= {'.'.join(map(str, FIRST))}, here is "
             f"{version('transformers')}; bash setup_qwen.sh makes an environment with it"
         )
-        return {name: reason for name in names if ARCHITECTURES[name].family == "qwen2_5_vl"}
+        return {name: reason for name in names if ARCHITECTURES[name].needs_own}
     return {}
 
 

@@ -26,7 +26,7 @@ CONVENTIONS = {
             "paper",
             "FLOPs",
             "2 x the weights of all linear layers x tokens, as the paper's Table 5: every layer "
-            "of the vision tower and its patch convolution, projector or merger on every visual "
+            "of the vision tower and its patch convolution, projector or mergers on every visual "
             "token, whether kept or not, the language model on text and kept tokens, lm_head on "
             "every position. The attention's own products and the scoring are not counted.",
         ),
@@ -36,7 +36,7 @@ CONVENTIONS = {
             "T(4 n d^2 + 2 n^2 d + 3 n d m), the formula of FastV, PyramidDrop and VisionZip: the "
             "language model's T layers on its n visual tokens alone, attention included, without "
             "text and lm_head; a multiplication and its addition are one. Grouped keys and values "
-            "(Qwen2.5-VL) count as narrow as they are.",
+            "(Qwen's) count as narrow as they are.",
         ),
         Convention(
             "executed",
@@ -45,7 +45,7 @@ CONVENTIONS = {
             "multiply-add, attention included (the causal mask's unused half, too), lm_head on "
             "the last position alone (transformers 4.37 runs it on all). Pruned: no layer after "
             "the output layer, there attention, output projection and MLP for the kept tokens' "
-            "queries alone; projector or merger on kept tokens; scoring is QK^T of two layers, "
+            "queries alone; projector or mergers on kept tokens; scoring is QK^T of two layers, "
             "taken twice by the kernel on a GPU and once on a CPU. Unpruned: what the unpatched "
             "model runs.",
         ),
@@ -78,7 +78,7 @@ def figures(
     """What one prompt with one image costs up to the first answer token.
 
     Args:
-        counts: of fvcore (llava.py, qwen.py), or by hand (tests/closed_flops.py).
+        counts: of fvcore (views.py, qwen.py), or by hand (tests/closed_flops.py).
         convention: a key of CONVENTIONS.
         tokens: N of the image.
         kept: N'; None: the unpruned model.

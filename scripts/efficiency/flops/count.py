@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import get_shape
+from fvcore.nn.jit_handles import conv_flop_count, get_shape
 from torch import Tensor, nn
 
 # fvcore's names of the operators -> which part of Work they are. In the modules counted here, a
 # weight is only ever multiplied by a linear layer or a convolution; the other products are of
 # activations: attention, in one operator (SDPA) or as two matmuls (eager).
-WEIGHTS = {"linear", "addmm", "mm", "conv"}
+WEIGHTS = {"linear", "addmm", "mm", "conv", "_convolution_mode"}
 ATTENTION = {"matmul", "bmm", "scaled_dot_product_attention"}
 NORMS = {"layer_norm"}  # fvcore guesses 5 an element; no part of Work
 # What fvcore knows no count of and what multiplies no matrices: element by element, sums of one
@@ -64,7 +64,7 @@ class Picture:
     """One image as the vision tower gets it.
 
     Attributes:
-        views: 1; LLaVA-NeXT: the base view and those of its grid.
+        views: 1; LLaVA-NeXT, LLaVA-OneVision: the base view and those of its grid; InternVL: tiles.
         rows, columns: of patches, in a view.
         merge: sides of a square of patches that become one token.
     """
@@ -97,7 +97,7 @@ class Counts(Protocol):
         """QK^T of the two scored layers, once."""
 
     def projector(self, tokens: int) -> Work:
-        """The projector (Qwen2.5-VL: the merger) on so many tokens of the language model."""
+        """The projector (Qwen's: the mergers) on so many tokens of the language model."""
 
     def layers(self, positions: int) -> Work:
         """All decoder layers on a prompt of so many positions."""
@@ -118,6 +118,8 @@ def count(module: nn.Module, *inputs: Tensor) -> Work:
     """
     analysis = FlopCountAnalysis(module.eval(), inputs)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
+    # SigLIP's, whose padding has a name.
+    analysis.set_op_handle("aten::_convolution_mode", _convolution_multiply_adds)
     # fvcore would log a line an operator; what they say is checked below instead. A module that
     # "was never called" is one whose children a part below calls by themselves.
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -179,11 +181,15 @@ def _attention_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
     return maps * query[-1] + maps * value[-1]  # QK^T and PV
 
 
+def _convolution_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
+    return conv_flop_count(*(get_shape(value) for value in (*inputs[:2], outputs[0])))
+
+
 class LanguageModel:
     """Counts of a decoder on the meta device.
 
     Args:
-        decoder: transformers' LlamaModel or Qwen2_5_VLTextModel.
+        decoder: transformers' LlamaModel, Qwen2Model or a Qwen's text model.
         lm_head: its linear layer.
         axes: of a position: 1, or M-RoPE's 3.
     """

@@ -5,35 +5,42 @@ from __future__ import annotations
 from scripts.efficiency.architectures import Architecture
 from scripts.efficiency.flops.count import Counts, Picture
 
-IMAGE_SIZE = (896, 896)  # of Qwen2.5-VL, width and height: 1024 tokens
+IMAGE_SIZE = (896, 896)  # of Qwen's, width and height: 1024 tokens, of Qwen3-VL 784
 MERGE = 2
-# Of the released Qwen2.5-VL checkpoints' processors (preprocessor_config.json): 4 to 16384 tokens.
-MIN_PIXELS, MAX_PIXELS = 3136, 12845056
+# Of the released checkpoints' processors (preprocessor_config.json): 4 to 16384 tokens; Qwen3-VL's
+# (shortest_edge, longest_edge) 64 to 16384.
+PIXELS = {
+    "qwen2_vl": (3136, 12845056),
+    "qwen2_5_vl": (3136, 12845056),
+    "qwen3_vl": (65536, 16777216),
+}
 
 
 def picture_of(architecture: Architecture, image_size: tuple[int, int]) -> Picture:
-    """LLaVA: the views of the paper's tables; Qwen2.5-VL: an image of (width, height) pixels.
+    """Views of one size: those of the tables. Qwen's: an image of (width, height) pixels.
 
     Raises:
-        ValueError: sides that the processor of Qwen2.5-VL refuses.
+        ValueError: sides that the processors of Qwen's refuse.
     """
     vision = architecture.vision
     if architecture.visual_tokens is not None:
         side = vision.image_size // vision.patch
-        return Picture(architecture.visual_tokens // side**2, side, side)
+        merge = MERGE if architecture.family == "internvl" else 1  # the pixel shuffle
+        return Picture(architecture.visual_tokens // (side // merge) ** 2, side, side, merge)
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     width, height = image_size
-    height, width = smart_resize(height, width, vision.patch * MERGE, MIN_PIXELS, MAX_PIXELS)
+    unit, limits = vision.patch * MERGE, PIXELS[architecture.family]
+    height, width = smart_resize(height, width, unit, *limits)
     return Picture(1, height // vision.patch, width // vision.patch, MERGE)
 
 
 def counts_of(architecture: Architecture, picture: Picture) -> Counts:
-    """Build the model on the meta device; Qwen2.5-VL needs transformers 5.17 or newer."""
-    if architecture.family == "qwen2_5_vl":
+    """Build the model on the meta device; all but LLaVA's need transformers 5.17 or newer."""
+    if architecture.is_qwen:
         from scripts.efficiency.flops.qwen import QwenCounts
 
         return QwenCounts(architecture, picture)
-    from scripts.efficiency.flops.llava import LlavaCounts
+    from scripts.efficiency.flops.views import ViewCounts
 
-    return LlavaCounts(architecture, picture)
+    return ViewCounts(architecture, picture)

@@ -81,7 +81,7 @@ def introduction(settings: Settings, versions: dict[str, str]) -> str:
 def table(subject: Subject, convention: str, rows: Sequence[Row]) -> str:
     """One model under one convention, as a Markdown section."""
     architecture = subject.architecture
-    projector = "merger" if architecture.family == "qwen2_5_vl" else "projector"
+    projector = "merger" if architecture.is_qwen else "projector"
     header = ["retention", "visual tokens", "vision tower", "scoring", projector, "LLM", "total"]
     header.append("reduction %")
     printed = any(row.paper is not None for row in rows)
@@ -130,7 +130,7 @@ def record(subject: Subject, tables: dict[str, list[Row]]) -> dict[str, Any]:
 
 
 def _notes(subject: Subject, convention: str, printed: bool) -> list[str]:
-    picture = subject.picture
+    picture, architecture = subject.picture, subject.architecture
     notes = []
     if convention == "paper" and printed:
         notes.append(
@@ -139,17 +139,24 @@ def _notes(subject: Subject, convention: str, printed: bool) -> list[str]:
         )
     elif convention == "paper":
         notes.append("The paper prints no FLOPs of this model: the same rules, applied to it.")
-    if picture.merge > 1:
-        side = subject.architecture.vision.patch
+    if architecture.is_qwen:
+        side = architecture.vision.patch
         notes.append(
             f"An image of {picture.columns * side} x {picture.rows * side} pixels: "
             f"{picture.columns} x {picture.rows} patches, {picture.tokens} merged tokens."
         )
     elif picture.views > 1:
+        shared = f"each keeps int(N' / {picture.views}) tokens"
+        newlines = "without the newline tokens that an unpatched model puts between rows"
         notes.append(
-            f"{picture.views} views, of which each keeps int(N' / {picture.views}) tokens; "
-            f"{picture.tokens} visual tokens as in the paper's tables, without the newline tokens "
-            "that an unpatched model puts between rows."
+            {
+                "llava_next": f"{picture.views} views, of which {shared}; {picture.tokens} visual "
+                f"tokens as in the paper's tables, {newlines}.",
+                "llava_onevision": f"An image of 896 x 896 pixels: {picture.views} views, of which "
+                f"{shared}; {newlines}.",
+                "internvl": f"An image of 896 x 896 pixels: {picture.views} tiles, of which "
+                f"{shared} (4 patches each).",
+            }[architecture.family]
         )
     return notes
 

@@ -14,19 +14,18 @@ from torch import nn
 
 from hiprune import HiPruneError
 from scripts.efficiency.architectures import Architecture
-from scripts.efficiency.configs import (
-    clip_config,
-    llava_hf_config,
-    llava_package_config,
-    qwen_config,
-)
+from scripts.efficiency.configs import clip_config, llava_package_config, own_config
 from scripts.efficiency.latency.rounds import is_out_of_memory
 from scripts.efficiency.latency.subject import Request, Subject, language_model
 
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
 }
 
 
@@ -83,11 +82,9 @@ def _random_transformers(request: Request) -> Subject:
     import transformers
 
     architecture = _shortened(request)
-    if architecture.family == "qwen2_5_vl":
-        config = qwen_config(architecture)
+    config = own_config(architecture)
+    if architecture.needs_own:
         _number_placeholders(config, architecture.text.vocabulary)
-    else:
-        config = llava_hf_config(architecture)
     cls = getattr(transformers, CLASSES[architecture.family])
     with torch.device(request.device), without_initialisation():
         model = cls._from_config(config, dtype=request.dtype, attn_implementation=request.attention)
@@ -97,8 +94,9 @@ def _random_transformers(request: Request) -> Subject:
 
 
 def _number_placeholders(config: Any, vocabulary: int) -> None:
-    """A small vocabulary ends before Qwen's own numbers of the visual tokens."""
+    """A small vocabulary ends before the families' own numbers of the visual tokens."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    names = [name for name in names if hasattr(config, name)]
     if vocabulary <= max(getattr(config, name) for name in names):
         for number, name in enumerate(names, 1):
             setattr(config, name, vocabulary - number)

@@ -24,9 +24,9 @@ TINY_PATCHES = (256, 1024)
 FEW_REPETITIONS = 10  # below that quartiles say little, and the report says so
 EPILOG = """\
 A real model is loaded from --checkpoint, by default from the hub; with --random-weights it is
-built from its architecture and nothing is downloaded. tiny, tiny-next and tiny-qwen are built in
-any case. Exit status: 0; 1 where a setting ran out of memory; 2 for an argument that is not
-accepted; 130 for an interrupted run, which reports what it has measured."""
+built from its architecture and nothing is downloaded. Those named tiny are built in any case.
+Exit status: 0; 1 where a setting ran out of memory; 2 for an argument that is not accepted; 130
+for an interrupted run, which reports what it has measured."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_checked(_patches),
         nargs="+",
         metavar="P[:R]",
-        help="Qwen2.5-VL's vision part: image sizes in patches, each with repetitions of its own",
+        help="Qwen's vision part: image sizes in patches, each with repetitions of its own",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", metavar="PATH_OR_HUB_ID")
@@ -119,19 +119,19 @@ def _complete(args: argparse.Namespace) -> None:
             f"checkpoint={args.checkpoint!r} with model={args.model!r}, which is built with random "
             f"weights; with a checkpoint expected one of {', '.join(ARCHITECTURES)}"
         )
-    is_qwen = args.architecture.family == "qwen2_5_vl"
+    is_qwen = args.architecture.is_qwen
     if args.image and args.image_size:
         raise HiPruneError("image-size: of a made picture; expected this or --image, not both")
     if args.retention is None:
         args.retention = list(args.architecture.retentions)
-        if args.part == "vision" and is_qwen:
+        if args.part == "vision" and args.architecture.needs_own:
             args.retention = [RETENTION]
     if len(set(args.retention)) < len(args.retention):
         raise HiPruneError(f"retention={args.retention}: expected each budget once")
     if args.new_tokens is None and args.part == "all":
         args.new_tokens = TINY_NEW_TOKENS if args.tiny else PAPER_NEW_TOKENS
     if args.image_size is None and args.image is None:
-        side = 336 if args.tiny else 896 if is_qwen else 672
+        side = 336 if args.tiny else 896 if args.architecture.needs_own else 672
         args.image_size = (side, side)
     if args.part == "vision" and is_qwen:
         patches = args.patches or [(p, None) for p in (TINY_PATCHES if args.tiny else PATCHES)]
@@ -141,7 +141,7 @@ def _complete(args: argparse.Namespace) -> None:
 def _refuse_unused(args: argparse.Namespace) -> None:
     """An argument that would change nothing is a slip."""
     none, vision = args.part in WITHOUT_MODEL, args.part == "vision"
-    on_patches = vision and MODELS[args.model].family == "qwen2_5_vl"
+    on_patches = vision and MODELS[args.model].is_qwen
     unused = {
         **dict.fromkeys(("model", "retention", "checkpoint", "package", "dtype"), none),
         **dict.fromkeys(("image", "image_size"), none or on_patches),

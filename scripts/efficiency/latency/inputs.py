@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hiprune import HiPruneError
 from hiprune.images import pad_to_square
+from scripts.efficiency.architectures import Architecture
 from scripts.efficiency.latency.subject import Subject
 
 TEXT_TOKENS = 49  # the paper's FLOPs count a prompt of so many (Table 5)
@@ -63,7 +64,7 @@ def make_inputs(subject: Subject, image: Image.Image, prompt: str | None, seed: 
     middle = len(text) // 2
     ids = torch.tensor([[*text[:middle], *[token] * count, *text[middle:]]])
     arguments |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if subject.family == "qwen2_5_vl":
+    if subject.request.architecture.is_qwen:
         arguments["mm_token_type_ids"] = (ids == token).int()
     return Inputs(_placed(subject, arguments), len(text))
 
@@ -93,38 +94,62 @@ def _pixels(subject: Subject, image: Image.Image) -> dict[str, Any]:
     """What the family's image processor gives, made here since there is no checkpoint."""
     import transformers
 
-    if subject.family == "qwen2_5_vl":
+    architecture = subject.request.architecture
+    if architecture.is_qwen:
         # Without limits on the size: the picture's own is asked for.
         processor = transformers.Qwen2VLImageProcessor(
-            size={"shortest_edge": 4 * 28 * 28, "longest_edge": 1 << 26}
+            size={"shortest_edge": 4 * 28 * 28, "longest_edge": 1 << 26},
+            patch_size=architecture.vision.patch,
         )
         return dict(processor(images=[image], return_tensors="pt"))
-    side = subject.request.architecture.vision.image_size
-    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    if subject.family == "llava_next":
-        processor = transformers.LlavaNextImageProcessor(
-            **size, image_grid_pinpoints=subject.model.config.image_grid_pinpoints
-        )
-    else:
-        processor = transformers.CLIPImageProcessor(**size)
+    processor = views_processor(architecture, subject.model.config)
+    if subject.family == "llava":
         image = pad_to_square(image, processor.image_mean)
-    return dict(processor(images=[image], return_tensors="pt"))
+    found = dict(processor(images=[image], return_tensors="pt"))
+    found.pop("num_patches", None)  # InternVL's processor takes it out, too
+    return found
+
+
+def views_processor(architecture: Architecture, config: Any) -> Any:
+    """The image processor of a family whose images are views; ``config``: the model's."""
+    import transformers
+
+    side = architecture.vision.image_size
+    square = {"height": side, "width": side}
+    if architecture.family == "internvl":  # up to 12 tiles, and a thumbnail
+        return transformers.GotOcr2ImageProcessor(
+            size=square, crop_to_patches=True, min_patches=1, max_patches=12
+        )
+    cropped = {"size": {"shortest_edge": side}, "crop_size": square}
+    if architecture.family == "llava":
+        return transformers.CLIPImageProcessor(**cropped)
+    grids = {"image_grid_pinpoints": config.image_grid_pinpoints}
+    if architecture.family == "llava_onevision":
+        return transformers.LlavaOnevisionImageProcessor(size=square, **grids)
+    return transformers.LlavaNextImageProcessor(**cropped, **grids)
 
 
 def _placeholders(subject: Subject, arguments: dict[str, Any]) -> int:
     """Tokens that the unpatched model makes of the image."""
-    if subject.family == "qwen2_5_vl":
+    if subject.request.architecture.is_qwen:
         return int(arguments["image_grid_thw"].prod()) // 4  # a merged token is 2 x 2 patches
     vision = subject.request.architecture.vision
     tokens = (vision.image_size // vision.patch) ** 2
     if subject.family == "llava":
         return tokens
+    if subject.family == "internvl":  # and here as well
+        return len(arguments["pixel_values"]) * tokens // 4
     # Un-padded and with newlines: the model's own rule, on shapes alone.
+    views = arguments["pixel_values"].shape[1]
+    if subject.family == "llava_onevision":
+        settings = {"vision_aspect_ratio": subject.model.config.vision_aspect_ratio}
+    else:
+        settings = {"vision_feature_select_strategy": "default"}
     packed, _ = subject.model.model.pack_image_features(
-        [torch.empty(arguments["pixel_values"].shape[1], tokens, 1, device="meta")],
+        [torch.empty(views, tokens, 1, device="meta")],
         arguments["image_sizes"],
-        vision_feature_select_strategy="default",
         image_newline=torch.empty(1, device="meta"),
+        **settings,
     )
     return len(packed[0])
 

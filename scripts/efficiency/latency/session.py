@@ -26,7 +26,7 @@ from scripts.efficiency.latency.kernel import kernel_cases
 from scripts.efficiency.latency.parts import UNPRUNED, measure_parts
 from scripts.efficiency.latency.rounds import Comparison, Rounds, run_rounds, summarise, values_of
 from scripts.efficiency.latency.subject import Request, Subject, choose_package, default_checkpoint
-from scripts.efficiency.latency.vision import llava_variants, qwen_variants
+from scripts.efficiency.latency.vision import qwen_variants, view_variants
 
 LOGS = ROOT / "logs" / "bench_sys"
 
@@ -118,13 +118,13 @@ def _measure_model(
 def _measure_vision(
     args: argparse.Namespace, subject: Subject, image, progress: Callable[[str], None]
 ) -> tuple[Rounds, list[Comparison]]:
-    if subject.family == "qwen2_5_vl":
+    if args.architecture.is_qwen:
         variants, comparisons = qwen_variants(
             subject, args.patches, args.retention, args.seed, targets=not args.tiny
         )
     else:
         inputs = make_inputs(subject, image, args.prompt, args.seed)
-        variants, comparisons = llava_variants(
+        variants, comparisons = view_variants(
             subject, inputs, args.retention, args.repetitions, targets=not args.tiny
         )
     cases = [variant.case(args.device) for variant in variants]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -30,12 +30,16 @@ _METHOD = ("hiprune.scores", "hiprune.selection")
 
 @dataclass(frozen=True)
 class Organs:
-    """The modules of a model between which the spans lie; ``embeddings`` begin the tower."""
+    """The modules of a model between which the spans lie; ``embeddings`` begin the tower.
+
+    ``deepstack``: mergers within the tower, which count as the projector.
+    """
 
     embeddings: nn.Module
     projector: nn.Module
     language: nn.Module
     head: nn.Module
+    deepstack: Sequence[nn.Module] = ()
 
 
 def organs(subject: Subject) -> Organs:
@@ -44,8 +48,10 @@ def organs(subject: Subject) -> Organs:
         clip = model.get_vision_tower().vision_tower.vision_model
         return Organs(clip.embeddings, language.mm_projector, language, model.lm_head)
     inner = model.model
-    if subject.family == "qwen2_5_vl":
-        return Organs(inner.visual.patch_embed, inner.visual.merger, language, model.lm_head)
+    if subject.request.architecture.is_qwen:
+        visual = inner.visual
+        deepstack = getattr(visual, "deepstack_merger_list", ())
+        return Organs(visual.patch_embed, visual.merger, language, model.lm_head, deepstack)
     clip = inner.vision_tower
     return Organs(clip.embeddings, inner.multi_modal_projector, language, model.lm_head)
 
@@ -99,6 +105,9 @@ def instrumented(subject: Subject, watch: Stopwatch) -> Iterator[PrefillCache]:
         parts.language.register_forward_hook(cache.hook),
         after(parts.head, lambda: watch.leave(PREFILL)),
     ]
+    for merger in parts.deepstack:
+        hooks.append(before(merger, lambda: watch.enter(PROJECTOR)))
+        hooks.append(after(merger, lambda: watch.leave(PROJECTOR)))
     try:
         with _scoring_timed(watch):
             yield cache

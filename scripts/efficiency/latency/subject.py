@@ -73,10 +73,10 @@ def choose_package(asked: str | None, family: str) -> str:
             "package='llava': it is not importable here; expected an environment that has it "
             "(setup_llava.sh makes one), or --package transformers"
         )
-    if package == "llava" and family == "qwen2_5_vl":
+    if package == "llava" and family not in ("llava", "llava_next"):
         raise HiPruneError(
-            "model: Qwen2.5-VL with the `llava` package; expected LLaVA models here. "
-            "Qwen2.5-VL needs the environment of setup_qwen.sh"
+            f"model: {family} with the `llava` package; expected LLaVA-1.5 or LLaVA-NeXT here. "
+            f"{family} needs the environment of setup_qwen.sh"
         )
     if package == "transformers":
         try:
