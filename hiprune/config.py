@@ -7,12 +7,12 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from typing import Any
 
 from hiprune.errors import HiPruneError
 from hiprune.methods import METHODS, WITH_CLS, Method
 from hiprune.methods.hiprune import DEFAULT_ALPHA
+from hiprune.methods.settings import as_python
 from hiprune.neighbours import NEIGHBORHOODS, SHAPES
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ class HiPruneConfig:
 
     def __post_init__(self) -> None:
         for name in ("retention", "alpha", "object_layer", "seed"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
-        own = {name: _plain(value) for name, value in dict(self.settings).items()}
+            object.__setattr__(self, name, as_python(getattr(self, name)))
+        own = {name: as_python(value) for name, value in dict(self.settings).items()}
         object.__setattr__(self, "settings", own)
         retention = self.retention
         if retention is not None and not _is_in(retention, 1, None) and not _is_share(retention):
@@ -277,13 +277,6 @@ def _family(name: str) -> Family:
 @functools.cache
 def _say_once(text: str) -> None:
     logger.warning(text)
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _is_in(value: Any, low: int, high: int | None) -> bool:
