@@ -7,12 +7,12 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from typing import Any
 
 from hiprune.errors import HiPruneError
 from hiprune.methods import METHODS, WITH_CLS, Method
 from hiprune.methods.hiprune import DEFAULT_ALPHA
+from hiprune.methods.settings import as_python
 from hiprune.neighbours import NEIGHBORHOODS, SHAPES
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Family:
-    """What the paper fixes for one model family (paper, section "Experiments")."""
+    """Defaults of one model family: the paper's (section "Experiments"), or ours as deep and large.
+
+    Those of LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL are the paper's.
+    """
 
     name: str
     retention_variable: str
@@ -30,9 +33,9 @@ class Family:
     encoder_layers: int
 
     def layer_of(self, layers: int | None) -> int:
-        """The default l of a tower with so many layers; None: as many as the paper's.
+        """The default l of a tower with so many layers; None: as many as ``encoder_layers``.
 
-        As deep as the paper's: l / layers = 9 / 24 or 16 / 32, rounded half up, at least 1.
+        As deep as the family's: l / layers = 9 / 24 or 16 / 32, rounded half up, at least 1.
         """
         if layers is None:
             return self.object_layer
@@ -102,8 +105,8 @@ class HiPruneConfig:
 
     def __post_init__(self) -> None:
         for name in ("retention", "alpha", "object_layer", "seed"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
-        own = {name: _plain(value) for name, value in dict(self.settings).items()}
+            object.__setattr__(self, name, as_python(getattr(self, name)))
+        own = {name: as_python(value) for name, value in dict(self.settings).items()}
         object.__setattr__(self, "settings", own)
         retention = self.retention
         if retention is not None and not _is_in(retention, 1, None) and not _is_share(retention):
@@ -190,12 +193,12 @@ class HiPruneConfig:
     ) -> HiPruneConfig:
         """The same configuration with the family's defaults in place of every None.
 
-        A default that is not the paper's number is told in the log, once.
+        A default that is not the family's number is told in the log, once.
 
         Args:
-            layers: of the model's vision tower; the default l is as deep in it as the paper's.
+            layers: of the model's vision tower; the default l is as deep in it as the family's.
             tokens: the most of an image in this model; a default N' that is more than these is the
-                paper's share of them. None of either: as in the paper's model.
+                family's share of them. None of either: as in the family's released models.
         """
         preset = _family(family)
         retention, layer = self.retention, self.object_layer
@@ -204,7 +207,7 @@ class HiPruneConfig:
             if layer != preset.object_layer:
                 _say_once(
                     f"object_layer={layer} of this model's {layers} layers, unless set: as deep as "
-                    f"the paper's {preset.object_layer} of {preset.encoder_layers}"
+                    f"{preset.object_layer} of {preset.encoder_layers}"
                 )
         if retention is None:
             retention = preset.retention
@@ -212,7 +215,7 @@ class HiPruneConfig:
                 retention = max(1, round(retention / preset.max_retention * tokens))
                 _say_once(
                     f"retention={retention} of this model's {tokens} tokens per image, unless set: "
-                    f"the paper's share, {preset.retention} of {preset.max_retention}"
+                    f"the share of {preset.retention} of {preset.max_retention}"
                 )
         return replace(self, retention=retention, object_layer=layer)
 
@@ -277,13 +280,6 @@ def _family(name: str) -> Family:
 @functools.cache
 def _say_once(text: str) -> None:
     logger.warning(text)
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _is_in(value: Any, low: int, high: int | None) -> bool:

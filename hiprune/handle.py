@@ -83,7 +83,9 @@ class PruneHandle:
 
         Args:
             pixels: as the model's processor gives them.
-            sizes: what comes with them: `image_sizes` of LLaVA-NeXT, `image_grid_thw` of Qwen's.
+            sizes: what comes with them: `image_sizes` of LLaVA-NeXT and LLaVA-OneVision (there
+                alone in its prompt each, or a tuple with `batch_num_images`), `image_grid_thw` of
+                Qwen's; of InternVL how many tiles each image has, None: all are of one.
             text: for a method that reads the prompt's words: (M, E) embeddings of them, for all
                 images or a list of one each; with a text encoder also the words themselves.
 

@@ -207,12 +207,44 @@ def test_merged_tokens_have_gradients_and_choices_none():
         ("visionzip", {"contextual": 1.5}, "contextual=1.5 of method 'visionzip': expected an int"),
         ("hiprune_pp", {"sign": "*"}, r"sign='\*' of method 'hiprune_pp': expected one of '\+'"),
         ("hiprune_pp", {"image_embeds": None, "projected": None}, "image_embeds=None: method"),
+        ("visionzip", {"dominant": 10}, "dominant=10, contextual=0 with a budget of 9 tokens: exp"),
+        ("hiprune", {"score": "all"}, "score='all' of method 'hiprune': expected one of 'global'"),
+        ("hiprune", {"buffer": "ring"}, "buffer='ring' of method 'hiprune': expected one of 'cro"),
+        (
+            "hiprune",
+            {"neighborhood": []},
+            r"neighborhood=\[\] of method 'hiprune': expected one of",
+        ),
+        ("hiprune_pp", {"registers": "no"}, "registers='no' of method 'hiprune_pp': expected True"),
+        ("hiprune", {"alpha": "0.1"}, "alpha='0.1' of method 'hiprune': expected a number from 0"),
+        ("random", {"seed": "7"}, "seed='7' of method 'random': expected an integer from 0"),
+        ("random", {"seed": -1}, "seed=-1 of method 'random': expected an integer from 0"),
+        ("cls", {"cls_attention": np.ones((2, 3, 20))}, r"cls_attention: ndarray, no tensor; exp"),
+        ("divprune", {"project": torch.ones(2, 20, 6)}, "project=Tensor: no setting of method"),
     ],
 )
 def test_bad_input_is_named(name, change, message):
     arguments = {"budget": 9, "columns": COLUMNS, **given("random"), **change}
     with pytest.raises(HiPruneError, match=f"^.*{message}"):
         choose_tokens(name, **arguments)
+
+
+def test_numbers_of_numpy_are_settings_and_integers_scores():
+    def kept(name, **more):
+        return choose_tokens(name, budget=9, columns=COLUMNS, **given("random") | more).indices
+
+    assert torch.equal(kept("random", seed=np.int64(3)), kept("random", seed=3))
+    assert torch.equal(kept("scope", alpha=np.float32(0.5)), kept("scope", alpha=0.5))
+    whole = torch.arange(2 * 3 * TOKENS).view(2, 3, TOKENS) % 7
+    assert torch.equal(kept("cls", cls_attention=whole), kept("cls", cls_attention=whole.double()))
+
+
+def test_the_mean_over_heads_is_not_made_in_half_precision():
+    """1 and 1 + 2^-10 are neighbours in float16: their mean with 1 is a tie there."""
+    scores = torch.ones(1, 4, 3, dtype=torch.float16)
+    scores[0, 0, 2] += 2**-10
+    found = choose_tokens("cls", budget=1, columns=3, cls_attention=scores)
+    assert found.indices.tolist() == [[2]]
 
 
 def test_a_method_that_looks_at_nothing_needs_to_be_told_how_many_tokens_there_are():

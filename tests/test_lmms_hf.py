@@ -241,6 +241,16 @@ def test_a_bench_script_takes_any_familys_checkpoint(benchmark, asset, model, bu
     assert ("pad" in found.model_args) is (asset == "llava-1.5-tiny")
 
 
+def test_tiny_with_another_familys_checkpoint_is_refused():
+    """Its budget would go by a variable that the checkpoint's family does not read."""
+    qwen, llava = ({"CKPT": str(ASSETS / n)} for n in ("qwen2.5-vl-tiny", "llava-1.5-tiny"))
+    for benchmark, own, other in (("qwen2_5_vl", qwen, llava), ("llava_hf", llava, qwen)):
+        assert read_settings(BENCHMARKS[benchmark], True, own).checkpoint == own["CKPT"]
+        expected = r"^CKPT='\S*-tiny': a checkpoint of '\w*'; expected with --tiny one of"
+        with pytest.raises(HiPruneError, match=expected):
+            read_settings(BENCHMARKS[benchmark], True, other)
+
+
 @pytest.mark.parametrize(
     ("retention", "most", "tokens", "budgets"),
     [

@@ -52,6 +52,17 @@ def test_the_llava_package(tiny_llava, tiny_llava_next):
         assert pruned.config == HiPruneConfig(retention, 0.1, object_layer=2)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_told_and_not_as_the_papers(family, caplog):
+    """The paper has no numbers of most families."""
+    hiprune.config._say_once.cache_clear()
+    found = HiPruneConfig().resolve(family, layers=96, tokens=7)
+    layer = [line for line in caplog.messages if line.startswith("object_layer=")]
+    assert len(layer) == 1 and f"as deep as {FAMILIES[family].object_layer} of" in layer[0]
+    assert len(caplog.messages) == (2 if isinstance(found.retention, int) else 1)
+    assert not any("paper" in line for line in caplog.messages)
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_the_small_models_object_layers_are_the_defaults(name):
     benchmark = BENCHMARKS[name]

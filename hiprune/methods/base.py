@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
-from hiprune.methods.settings import Setting
+from hiprune.methods.settings import Setting, as_python
 from hiprune.selection import TokenSelection, select_tokens
 
 # All that a method can ask for, each with its shape. An adapter computes and hands over what
@@ -95,7 +96,7 @@ class Method(ABC):
             return self.choose(images, **needed)
 
     def __post_init__(self) -> None:
-        for name, setting in self.own().items():
+        for name, setting in self._settings().items():
             if not setting.fits(getattr(self, name)):
                 raise HiPruneError(
                     f"{name}={getattr(self, name)!r} of method {self.name!r}: expected "
@@ -105,6 +106,10 @@ class Method(ABC):
     @classmethod
     def own(cls) -> dict[str, Setting]:
         """Its settings but the shared ones."""
+        return {n: setting for n, setting in cls._settings().items() if n not in cls.shared}
+
+    @classmethod
+    def _settings(cls) -> dict[str, Setting]:
         return {f.name: f.metadata["setting"] for f in fields(cls) if "setting" in f.metadata}
 
     @classmethod
@@ -115,15 +120,17 @@ class Method(ABC):
 
     @classmethod
     def made(cls, settings: Mapping[str, Any]) -> Method:
-        """An instance; settings that are left out have their defaults."""
+        """An instance; settings that are left out have their defaults. Numbers may be numpy's."""
         known = [each.name for each in fields(cls)]
         for name, value in settings.items():
             if name not in known:
+                # What was meant as an input is a tensor: too long to print.
+                shown = repr(value) if isinstance(value, (str, Real)) else type(value).__name__
                 raise HiPruneError(
-                    f"{name}={value!r}: no setting of method {cls.name!r}; expected "
+                    f"{name}={shown}: no setting of method {cls.name!r}; expected "
                     f"{' or '.join(known) or 'none'}"
                 )
-        return cls(**settings)
+        return cls(**{name: as_python(value) for name, value in settings.items()})
 
 
 def kept(chosen: Tensor, images: Images, merged: Tensor | None = None) -> TokenSelection:

@@ -61,14 +61,15 @@ def _sizes(inputs: dict[str, Tensor]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, value in inputs.items():
         shape = NEEDS[name].partition(")")[0].strip("(").split(", ")
-        ok = getattr(value, "ndim", None) == len(shape) and 0 not in value.shape
+        ok = isinstance(value, Tensor) and value.ndim == len(shape) and 0 not in value.shape
         if ok:
             for letter, size in zip(shape, value.shape, strict=True):
                 extra = letter.startswith("1+")
                 known = found.setdefault(letter.removeprefix("1+"), size - extra)
                 ok = ok and size == known + extra
         if not ok:
-            what = tuple(getattr(value, "shape", ())) or type(value).__name__
+            tensor = isinstance(value, Tensor)
+            what = tuple(value.shape) if tensor else f"{type(value).__name__}, no tensor"
             letters = ", ".join(f"{letter} = {size}" for letter, size in found.items())
             raise HiPruneError(f"{name}: {what}; expected {NEEDS[name]}, with {letters or 'N > 0'}")
     return found

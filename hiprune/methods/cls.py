@@ -17,4 +17,4 @@ class Cls(Method):
     needs: ClassVar = ("cls_attention",)
 
     def choose(self, images: Images, cls_attention: Tensor) -> TokenSelection:
-        return highest(cls_attention.mean(dim=1), images)  # (B, H, N) -> (B, N)
+        return highest(cls_attention.float().mean(dim=1), images)  # (B, H, N) -> (B, N)

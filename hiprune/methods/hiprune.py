@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hiprune.methods.base import Images, Method
-from hiprune.neighbours import neighbours
+from hiprune.methods.settings import choice, flag, number
+from hiprune.neighbours import NEIGHBORHOODS, SHAPES, neighbours
 from hiprune.selection import TokenSelection, ranks, select_tokens
 
 DEFAULT_ALPHA = 0.1
@@ -22,11 +23,11 @@ class HiPrune(Method):
     name: ClassVar = "hiprune"
     shared: ClassVar = ("alpha", "score", "buffer", "neighborhood", "registers")
     needs: ClassVar = ("object_scores", "output_scores")
-    alpha: float = DEFAULT_ALPHA
-    score: str = "global"
-    buffer: str = "cross"
-    neighborhood: str = "flat"
-    registers: bool = True
+    alpha: float = number(DEFAULT_ALPHA, 0, 1)
+    score: str = choice("global", "cls")
+    buffer: str = choice(*SHAPES)
+    neighborhood: str = choice(*NEIGHBORHOODS)
+    registers: bool = flag(True)
 
     def choose(
         self, images: Images, object_scores: Tensor, output_scores: Tensor

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hiprune.methods.base import Images, Method, highest
+from hiprune.methods.settings import count
 from hiprune.selection import TokenSelection
 
 
@@ -23,9 +24,10 @@ class Random(Method):
 
     name: ClassVar = "random"
     shared: ClassVar = ("seed",)
-    seed: int = 0
+    seed: int = count(0, "to 2**63 - 1", high=2**63 - 1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._generators: dict[torch.device, torch.Generator] = {}
         self._turn = threading.Lock()
 

@@ -39,7 +39,7 @@ class VisionZip(Method):
         share = min(CONTEXTUAL.get(budget, round(budget * 10 / 64)) or 1, budget - 1)
         contextual = self.contextual or (budget - self.dominant if self.dominant else share)
         dominant = budget - contextual
-        if dominant < 1 or self.dominant not in (0, dominant):
+        if dominant < 1 or contextual < 0 or self.dominant not in (0, dominant):
             raise HiPruneError(
                 f"dominant={self.dominant}, contextual={self.contextual} with a budget of "
                 f"{budget} tokens: expected their sum to be the budget, and dominant at least 1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hiprune import HiPruneError
-from hiprune.lmms.checkpoint import describe
+from hiprune.lmms.checkpoint import Description, describe
 from scripts.benchmarks import BENCHMARKS, HF_ARGS, Benchmark
 
 SHARES = (1 / 3, 2 / 9, 1 / 9)  # the paper's budgets of LLaVA-1.5, and nearly those of Qwen2.5-VL
@@ -20,10 +20,7 @@ def of_checkpoint(benchmark: Benchmark, checkpoint: str) -> Benchmark:
     """
     if benchmark.model == OF_THE_PACKAGE or checkpoint == benchmark.checkpoint:
         return benchmark
-    try:
-        found = describe(checkpoint)
-    except HiPruneError as error:
-        raise HiPruneError(str(error).replace("checkpoint=", "CKPT=", 1)) from error
+    found = _described(checkpoint)
     family = found.family
     if family.name != benchmark.family:
         known = [one for one in BENCHMARKS.values() if one.family == family.name]
@@ -49,3 +46,22 @@ def of_checkpoint(benchmark: Benchmark, checkpoint: str) -> Benchmark:
         retentions = tuple(max(1, round(budget * part)) for budget in retentions)
     layer = family.layer_of(found.layers)
     return replace(benchmark, retentions=retentions, object_layer=layer)
+
+
+def check_tiny(benchmark: Benchmark, checkpoint: str) -> None:
+    """Raise for a checkpoint of another family, whose budgets and questions are not --tiny's."""
+    if benchmark.model == OF_THE_PACKAGE:
+        return
+    name = _described(checkpoint).family.name
+    if name != benchmark.family:
+        raise HiPruneError(
+            f"CKPT={checkpoint!r}: a checkpoint of {name!r}; expected with --tiny one of "
+            f"{benchmark.family!r}, whose budgets and questions these are"
+        )
+
+
+def _described(checkpoint: str) -> Description:
+    try:
+        return describe(checkpoint)
+    except HiPruneError as error:
+        raise HiPruneError(str(error).replace("checkpoint=", "CKPT=", 1)) from error

@@ -12,7 +12,7 @@ import torch
 
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import FAMILIES
-from scripts.bench.checkpoint import of_checkpoint
+from scripts.bench.checkpoint import check_tiny, of_checkpoint
 from scripts.benchmarks import ROOT, Benchmark
 from scripts.numbers import integer
 from scripts.tables.paper import UNPRUNED
@@ -73,7 +73,9 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
     Raises:
         HiPruneError: a variable that is set to anything unexpected.
     """
-    if not tiny and env.get("CKPT"):
+    if env.get("CKPT") and tiny:
+        check_tiny(benchmark, env["CKPT"])
+    elif env.get("CKPT"):
         benchmark = of_checkpoint(benchmark, env["CKPT"])
     env = {"HIPRUNE_OBJECT_LAYER": str(_object_layer(benchmark, tiny)), **env}
     single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")

@@ -133,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join((*ALIASES, *TINY))} (default: tiny), a folder or a hub name",
     )
     parser.add_argument(
-        "--retention", help="tokens to keep; Qwen2.5-VL: share of the image's, in (0, 1]"
+        "--retention",
+        help="tokens to keep; of Qwen's models their share, in (0, 1]; InternVL and "
+        "LLaVA-OneVision: either, a share with its point",
     )
     parser.add_argument("--alpha", help="share of anchors plus buffers, 0 to 1 (default: 0.1)")
     parser.add_argument("--object-layer", help="l, counted from 1 (default: the model's)")
