@@ -28,7 +28,8 @@ arguments=()
 if [[ ${1-} == --tiny ]]; then
     shift
     CKPT=assets/qwen2.5-vl-tiny
-    arguments=(--served-model-name tiny --dtype float32 --max-model-len 2048 --max-num-seqs 16)
+    arguments=(--served-model-name tiny --dtype float32 --max-model-len 2048 --max-num-seqs 16
+        --enforce-eager)
     export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND-nobind}
     export OMP_NUM_THREADS=${OMP_NUM_THREADS-1} VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE-1}
 fi
@@ -37,7 +38,7 @@ fi
 settings=$(compgen -e | grep '^HIPRUNE_' || true)
 if [[ ${RETENTION-} == none ]]; then
     [[ -z $settings ]] || {
-        echo "RETENTION=none beside" $settings: "expected one of the two" >&2 # one line
+        echo "RETENTION=none beside" $settings: "expected one of the two" >&2
         exit 2
     }
 elif [[ -n ${RETENTION-} ]]; then

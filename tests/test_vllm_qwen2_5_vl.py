@@ -94,9 +94,7 @@ def test_other_methods(engine, method):
 
 def test_a_setting_that_the_model_cannot_have_stops_the_engine(monkeypatch):
     monkeypatch.setenv("HIPRUNE_OBJECT_LAYER", "9")
-    with pytest.raises(
-        Exception, match="HIPRUNE_OBJECT_LAYER='9': expected an integer"
-    ):
+    with pytest.raises(Exception, match="HIPRUNE_OBJECT_LAYER='9': expected an integer"):
         Engine(FAMILY, None)
 
 

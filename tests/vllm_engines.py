@@ -74,9 +74,10 @@ def requests(count: int, first: int = 0) -> list[Request]:
     for number in range(first, first + count):
         rng = np.random.default_rng([3, number])
         asked = [q.text for q in ask(make_scene(7, number, 336), rng)]
+        one, other = asked[4 * number % len(asked)], asked[(4 * number + 7) % len(asked)]
         kind = number % 10
         pictures = {3: (number, number + 1), 6: (number, number + 1, number + 2), 8: ()}
-        turns = (asked[0], "Yes", asked[1]) if kind == 5 else (asked[0],)
+        turns = (one, "Yes", other) if kind == 5 else (one,)
         found.append(Request(pictures.get(kind, (number,)), turns))
     return found
 
