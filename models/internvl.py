@@ -129,6 +129,6 @@ class InternVL(Transformers):
 def tokens_of(model: Any) -> Tokens:
     """Of a tile: the 4 patches that the model's pixel shuffle makes each token of, in its order."""
     side = patch_columns(model.model.vision_tower)
-    index = torch.arange(side**2, dtype=torch.float64).view(1, side, side, 1)
+    index = torch.arange(side**2, dtype=torch.float64, device="cpu").view(1, side, side, 1)
     shuffled = model.model.pixel_shuffle(index, scale_factor=model.config.downsample_ratio)
     return Tokens(side**2, groups=shuffled.flatten(0, 2).long())  # (N, 4)

@@ -183,6 +183,8 @@ def _videos(
 def _pooled(model: Any) -> Tokens:
     """Of a video's frame: the patches that the model pools to a token, and what each counts."""
     patches = patch_columns(model.model.vision_tower) ** 2
-    pooled = model.model.apply_pooling(torch.eye(patches).unsqueeze(0))[0]  # (N, patches)
+    pooled = model.model.apply_pooling(torch.eye(patches, device="cpu").unsqueeze(0))[
+        0
+    ]  # (N, patches)
     weights, groups = pooled.topk(int((pooled > 0).sum(dim=1).max()), dim=1)
     return Tokens(patches, extra=0, groups=groups, weights=weights)

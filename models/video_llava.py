@@ -6,6 +6,7 @@ each frame's CLS token: it stays, in front of its frame's kept tokens, and is no
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ def _places(kept: Tensor, tokens: int, extra: int) -> Tensor:
     return (torch.cat([own, extra + kept], dim=1) + first).flatten()
 
 
+@functools.cache
 def _pixels_name() -> str:
     """The images' argument: transformers 5.23 renames it."""
     from transformers import VideoLlavaForConditionalGeneration as Model

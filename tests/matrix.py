@@ -254,7 +254,7 @@ def _views(name: str) -> Family:
         object_layer=made.OBJECT_LAYER,
         by_hand=by_hand,
         cut=functools.partial(made.cut, name),
-        pixels="pixel_values",
+        pixels=made.pixels_name(name),
         placeholder=made.IMAGE,
         tower=lambda model: getattr(model.model, tower),
         layers=lambda model: getattr(model.model, tower).get_submodule(

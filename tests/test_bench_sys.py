@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import hiprune
 from scripts.efficiency.architectures import MODELS, TINY
-from scripts.efficiency.latency import parts, report, session
+from scripts.efficiency.latency import choices, parts, report, session
 from scripts.efficiency.latency.build import build
 from scripts.efficiency.latency.cli import parse
 from scripts.efficiency.latency.clock import CLEAR
@@ -285,3 +286,14 @@ def test_runs_from_any_directory(tmp_path):
 
 def test_default_output_is_a_folder_that_git_ignores():
     assert session.LOGS == ROOT / "logs" / "bench_sys"
+
+
+def test_methods_part(main, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(choices, "SHAPES", ((2, 12, 5, 4),))
+    arguments = ("--part", "methods", "--device", "cpu", "--repetitions", "2", "--warmup", "0")
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    assert "2 x 12, 5 kept: cdpruner" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    labels = [row["label"] for row in result["rows"]]
+    assert labels == [f"2 x 12, 5 kept: {name}" for name in hiprune.methods()]
+    assert all(sample["time"] > 0 for row in result["rows"] for sample in row["samples"])

@@ -160,3 +160,15 @@ def test_wrappers_given_to_apply(family, name):
     handle.remove()
     close(found, expected)
     assert forward(model, arguments).logits.shape[1] > expected.shape[1]
+
+
+@over_families
+def test_applied_where_tensors_are_made_on_the_meta_device(family):
+    """As while a model's weights are still to come: what HiPrune keeps has to be there."""
+    model = family.model()
+    arguments = family.inputs(model, BATCH)
+    with torch.device("meta"):
+        handle = hiprune.apply(model, family.config(family.third))
+    found = forward(model, arguments).logits
+    handle.remove()
+    check_rows(family, model, arguments, BATCH, found)

@@ -269,3 +269,23 @@ def test_help_names_the_tables(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parse(argparse.ArgumentParser())
     assert "{2,3,4,6,7,8,10,11,auto}" in capsys.readouterr().out
+
+
+def test_hiprune_pp_stands_beside_the_papers_rows_of_it(logs):
+    logs.write_all(None, 192)
+    assert len(chosen("2", read_tables(logs.folder))) == 1
+    logs.write_all(192, variant={"method": "hiprune_pp"})
+    logs.write_all(192, variant={"method": "hiprune_pp", "hiprune_pp_sign": "-"})
+    runs = read_tables(logs.folder)
+    ours, plus = chosen("2", runs)
+    assert (ours.method, plus.method) == ("HiPrune", "HiPrune++")
+    assert plus.title.endswith(": HiPrune++")
+    for sheet in (ours, plus):
+        column = [heading.title for heading in sheet.headings].index("GQA")
+        (block,) = (block for block in sheet.blocks if str(block.label) == "192")
+        paper = in_the_csv("llava_1_5_7b.csv", tokens="192", method=sheet.method)
+        found = {row.kind: row.cells[column] for row in block.rows}
+        assert found["paper"] == float(paper["GQA"])
+        assert found["ours"] == pytest.approx(plus.blocks[0].rows[0].cells[column])
+    # Shown once, but for the run with another sign, which is no row of the paper's.
+    assert [sheet.method for sheet in all_that_ran(runs)] == ["HiPrune", "HiPrune++", "hiprune_pp"]

@@ -9,13 +9,16 @@ import torch
 from family import PACKAGE, forward
 from hiprune.models.clip_text import user_words as words_in
 from hiprune.models.words import user_words
-from matrix import FAMILIES, over_families
+from matrix import FAMILIES
 
 import hiprune
 from hiprune import ClipText, HiPruneConfig, HiPruneError, choose_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS = ("hiprune_pp", "cdpruner")
+# Of families whose tokens are known to be comparable with words; the others refuse by name.
+READERS = {name: family for name, family in FAMILIES.items() if family.looked is not None}
+over_readers = pytest.mark.parametrize("family", READERS.values(), ids=READERS)
 LONGEST = 8  # tokens that the small text encoder takes at once
 
 
@@ -47,7 +50,7 @@ def clip_of(width):
 
 def text_of(family, model):
     """What apply is given."""
-    if family.name == "qwen2_5_vl":
+    if family.mrope:
         return None
     width = family.tower(model).config.hidden_size
     return ClipText(clip_of(width), Tokenizer(), prompts=Tokenizer())
@@ -64,10 +67,9 @@ def said_by_hand(family, model, arguments):
     for number, ids in enumerate(arguments["input_ids"]):
         ids = ids[arguments["attention_mask"][number].bool()]
         ids = ids[ids != family.placeholder]
-        if family.name == "qwen2_5_vl":
-            from qwen_models import END, START
-
-            ids = ids[(ids != START) & (ids != END)]
+        if family.mrope:
+            around = (model.config.vision_start_token_id, model.config.vision_end_token_id)
+            ids = ids[(ids != around[0]) & (ids != around[1])]
             found.append(model.get_input_embeddings()(ids).float().mean(dim=0, keepdim=True))
         else:
             words = " ".join(f"word{number}" for number in ids.tolist())
@@ -75,7 +77,7 @@ def said_by_hand(family, model, arguments):
     return found
 
 
-@over_families
+@over_readers
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_kept_is_what_choose_tokens_keeps_by_hand(family, method):
     model = family.model()
@@ -111,7 +113,7 @@ def test_what_is_kept_is_what_choose_tokens_keeps_by_hand(family, method):
         assert len(without[number]) == total // views * views
 
 
-@over_families
+@over_readers
 @pytest.mark.parametrize("method", METHODS)
 def test_a_full_budget_changes_nothing_and_generation_goes_on(family, method):
     model = family.model()
@@ -125,10 +127,10 @@ def test_a_full_budget_changes_nothing_and_generation_goes_on(family, method):
         assert all(s.indices.shape[1] < s.keep.shape[1] for s in pruned.selections)
 
 
-@over_families
+@over_readers
 def test_without_a_text_encoder_it_is_said_what_to_pass(family, monkeypatch):
     model, settings = family.model(), config(family, "hiprune_pp")
-    if family.name == "qwen2_5_vl":
+    if family.mrope:
         with pytest.raises(HiPruneError, match=r"^text=str: expected None"):
             hiprune.apply(model, settings, "openai/clip-vit-large-patch14-336")
         return
@@ -238,3 +240,11 @@ def test_another_question_keeps_other_tokens_and_leaves_other_prompts_alone():
             kept.append([selection.indices for selection in pruned.selections])
     assert torch.equal(kept[0][0], kept[1][0])
     assert not torch.equal(kept[0][1], kept[1][1])
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in READERS])
+def test_a_family_whose_tokens_are_not_compared_with_words_refuses_the_methods(name):
+    family = FAMILIES[name]
+    for method in METHODS:
+        with pytest.raises(HiPruneError, match=f"^method='{method}': needs .*text_embeds"):
+            hiprune.apply(family.model(), config(family, method))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from itertools import groupby
 
 import torch
@@ -23,6 +24,13 @@ TILES = [3, 1, 2, 4]  # of InternVL's images
 SIZES = [(70, 140), (140, 70), (100, 140)]
 GRIDS = [(1, 2), (2, 1), (2, 2)]
 PLACEHOLDERS = [25 + 5 * 11, 25 + 10 * 6, 25 + 8 * 11]
+
+
+def pixels_name(family: str) -> str:
+    """The images' argument, which transformers 5.23 renames for Video-LLaVA."""
+    known = inspect.signature(transformers.VideoLlavaForConditionalGeneration.forward).parameters
+    old = family == "video_llava" and "pixel_values" not in known
+    return "pixel_values_images" if old else "pixel_values"
 
 
 @functools.cache
@@ -122,7 +130,7 @@ def inputs(family: str, images_per_prompt: list[int], first: int = 0, video_fram
         arguments["image_sizes"] = torch.tensor(sizes)
         arguments["batch_num_images"] = torch.tensor(images_per_prompt)
     elif images:
-        arguments["pixel_values"] = torch.cat(images)
+        arguments[pixels_name(family)] = torch.cat(images)
     if videos:
         arguments["pixel_values_videos"] = torch.stack(videos)
     return arguments
@@ -130,7 +138,7 @@ def inputs(family: str, images_per_prompt: list[int], first: int = 0, video_fram
 
 def images_of(family: str, arguments: dict) -> list[torch.Tensor]:
     """(views, 3, H, W) of each image."""
-    pixels = arguments.get("pixel_values")
+    pixels = arguments.get(pixels_name(family))
     if pixels is None:
         return []
     if family == "video_llava":
@@ -157,7 +165,7 @@ def grids_of(arguments: dict) -> list[tuple[int, int] | None]:
 def cut(family: str, arguments: dict, start: int, stop: int) -> dict:
     """The arguments that bring these images alone."""
     if family != "llava_onevision":
-        return {"pixel_values": torch.cat(images_of(family, arguments)[start:stop])}
+        return {pixels_name(family): torch.cat(images_of(family, arguments)[start:stop])}
     found = {name: arguments[name][start:stop] for name in ("pixel_values", "image_sizes")}
     return found | {"batch_num_images": torch.tensor([stop - start])}
 

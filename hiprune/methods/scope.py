@@ -30,10 +30,10 @@ class Scope(Method):
         salience = cls_attention.float().sum(dim=1) ** self.alpha  # (B, N)
         covered = torch.zeros_like(salience)  # (B, N) cosine to the nearest chosen, at least 0
         chosen = torch.zeros_like(salience, dtype=torch.bool)
-        order = []
+        order, more = [], torch.empty_like(similarity)
         for _ in range(images.budget):
             # What token j would add to all tokens i: (B, j, i) -> (B, j)
-            gain = (similarity - covered.unsqueeze(1)).relu_().sum(dim=2)
+            gain = torch.sub(similarity, covered.unsqueeze(1), out=more).relu_().sum(dim=2)
             order.append(best(gain * salience, chosen))
             covered = torch.maximum(covered, row(similarity, order[-1]))
         return kept(torch.cat(order, dim=1), images)

@@ -55,6 +55,9 @@ install_locked() {
 
 # Editable, so that an edit of the clone is what runs.
 install_hiprune() {
+    # What an earlier build left here names the entry points of its day, and programs that run from
+    # this folder would find it first.
+    rm -rf hiprune.egg-info
     pip_install --no-deps --no-build-isolation --editable .
 }
 

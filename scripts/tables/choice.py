@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scripts.tables.ablation_sheets import BUDGET, ablation_sheets, settings_that_ran
 from scripts.tables.columns import title_of
 from scripts.tables.layouts import has_paper_settings, in_paper_layout, plain
-from scripts.tables.paper import TABLES, UNPRUNED, tables_of
+from scripts.tables.paper import PLUS, TABLES, UNPRUNED, VARIANTS, tables_of
 from scripts.tables.runs import Table
 from scripts.tables.sheet import Sheet
 
@@ -51,7 +51,14 @@ def all_that_ran(runs: Sequence[Table], others: bool = False) -> list[Sheet]:
 def _sheets(number: str, runs: Sequence[Table], limit: float | None, others: bool) -> list[Sheet]:
     if number in ABLATIONS:
         return ablation_sheets(number, runs, limit)
-    return [in_paper_layout(number, runs, limit, others)]
+    sheets = [in_paper_layout(number, runs, limit, others)]
+    models = TABLES[number].models
+    ours = [run for run in runs if run.limit == limit]
+    if any(
+        has_paper_settings(run, m, PLUS) for m in models for run in ours if m.has(run.checkpoint)
+    ):
+        sheets.append(in_paper_layout(number, runs, limit, others, PLUS))
+    return sheets
 
 
 def _limits(runs: Sequence[Table]) -> list[float | None]:
@@ -75,7 +82,7 @@ def _shown_by(number: str, runs: Sequence[Table]) -> set[Cell]:
     cells: set[Cell] = set()
     for run in runs:
         model = next((m for t, m in tables_of(run.checkpoint) if t.number == number), None)
-        if model is None or not has_paper_settings(run, model):
+        if model is None or not any(has_paper_settings(run, model, m) for m in VARIANTS):
             continue
         others = {c for t, _ in tables_of(run.checkpoint) if t.number != number for c in t.columns}
         elsewhere = others - set(TABLES[number].columns)

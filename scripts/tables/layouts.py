@@ -16,6 +16,7 @@ from scripts.tables.paper import (
     PRINTED,
     TABLES,
     UNPRUNED,
+    VARIANTS,
     Model,
     tables_of,
 )
@@ -71,7 +72,11 @@ def render(table: Table) -> str:
 
 
 def in_paper_layout(
-    number: str, runs: Sequence[Table], limit: float | None = None, others: bool = False
+    number: str,
+    runs: Sequence[Table],
+    limit: float | None = None,
+    others: bool = False,
+    method: str = METHOD,
 ) -> Sheet:
     """One of the paper's tables: its models, columns and budgets, whether they have run or not.
 
@@ -81,10 +86,11 @@ def in_paper_layout(
         number: of TABLES.
         runs: all that have finished; those of other limits and settings are left out.
         others: add the rows of the methods that the paper compares with.
+        method: whose rows: METHOD's or PLUS's.
     """
     table = TABLES[number]
-    rows = {model: table.rows(model) for model in table.models}
-    pairs = [(m, run) for m in table.models for run in paper_runs(m, runs, limit) or [None]]
+    rows = {model: table.rows(model, method) for model in table.models}
+    pairs = [(m, run) for m in table.models for run in paper_runs(m, runs, limit, method) or [None]]
     found = [run for _, run in pairs if run]
     versions = {version for run in found for version in run.versions}
     # What another table of the paper has is shown there, beside the paper's number.
@@ -96,7 +102,7 @@ def in_paper_layout(
     for model, run in pairs:
         group = f"{model.name} ({', '.join([run.checkpoint, *run.apart]) if run else 'not run'})"
         comparison = _comparison(shape, group, run, model, rows[model])
-        methods = table.others(model) if others else {}
+        methods = table.others(model, method) if others else {}
         for budget in _descending({*rows[model], *(run.rows if run else ())}):
             ours, tokens = (_titled(run, budget), run.tokens(budget)) if run else ({}, None)
             paper, besides = rows[model].get(budget), methods.get(budget)
@@ -105,10 +111,12 @@ def in_paper_layout(
     settings = notes.papers_settings(table.models)
     return Sheet(
         number=number,
-        title=", ".join(model.name for model in table.models) if len(pairs) > 1 else group,
+        title=(", ".join(model.name for model in table.models) if len(pairs) > 1 else group)
+        + ("" if method == METHOD else f": {method}"),
         stub="tokens",
         headings=shape.headings,
         blocks=tuple(blocks),
+        method=method,
         notes=(
             notes.heading([settings], limit, True, OF_UNPRUNED),
             *notes.two_baselines(shape.vizwiz, table.models[0]),
@@ -122,15 +130,17 @@ def in_paper_layout(
     )
 
 
-def paper_runs(model: Model, runs: Iterable[Table], limit: float | None) -> list[Table]:
-    """Of each checkpoint of a model, what ran with the paper's settings, or the unpruned row; of
-    what else decides a score, dtype or versions, each by itself."""
+def paper_runs(
+    model: Model, runs: Iterable[Table], limit: float | None, method: str = METHOD
+) -> list[Table]:
+    """Of each checkpoint of a model, what ran with the method's settings in the paper, or the
+    unpruned row; of what else decides a score, dtype or versions, each by itself."""
     found: dict[tuple, Table] = {}
     for run in runs:
         if run.limit != limit or not model.has(run.checkpoint):
             continue
         key = (run.checkpoint, *run.apart)
-        if has_paper_settings(run, model):
+        if has_paper_settings(run, model, method):
             found[key] = run
         elif UNPRUNED in run.rows:  # it is the same for all alphas, layers and methods
             alone = replace(run, alpha=None, object_layer=None, variant={}, unread=set())
@@ -140,10 +150,13 @@ def paper_runs(model: Model, runs: Iterable[Table], limit: float | None) -> list
     return list(found.values())
 
 
-def has_paper_settings(run: Table, model: Model) -> bool:
+def has_paper_settings(run: Table, model: Model, method: str = METHOD) -> bool:
     """Whether it may stand in the paper's table: its alpha and l, nothing else changed."""
     papers = (ALPHA, OBJECT_LAYERS[model.family])
-    return not run.variant and (run.alpha, run.object_layer) in (papers, (None, None))
+    return run.variant == VARIANTS[method] and (run.alpha, run.object_layer) in (
+        papers,
+        (None, None),
+    )
 
 
 def _remark(blocks: Iterable[Block], rows: dict[Model, Rows]) -> str:

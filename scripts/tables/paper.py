@@ -11,7 +11,8 @@ from hiprune.config import DEFAULT_ALPHA, FAMILIES
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper"
 EFFICIENCY = "efficiency_llava_1_5_7b.csv"
 UNPRUNED = "unpruned"
-METHOD = "HiPrune"
+METHOD, PLUS = "HiPrune", "HiPrune++"
+VARIANTS: dict[str, dict] = {METHOD: {}, PLUS: {"method": "hiprune_pp"}}  # HiPruneConfig.variant
 PRINTED = "avg_printed_%"  # the average that the paper itself prints, in the tables that have one
 # The columns that hold a benchmark's score, in whatever order a table has them.
 SCORES = ("GQA", "MMB", "MMB_CN", "MME", "POPE", "SQA_IMG", "VQAv2", "TextVQA", "VizWiz")
@@ -71,21 +72,23 @@ class PaperTable:
         """The benchmarks, in the paper's order."""
         return [column for column in _read(self.file)[0] if column in SCORES]
 
-    def rows(self, model: Model) -> dict[int | float | str, dict[str, float]]:
+    def rows(self, model: Model, method: str = METHOD) -> dict[int | float | str, dict[str, float]]:
         """The unpruned row and those of the method: budget -> column -> number."""
         found = {}
         for row in self._rows_of(model):
             if _is_unpruned(row):
                 found[UNPRUNED] = _numbers(row)
-            elif row["method"] == METHOD:
+            elif row["method"] == method:
                 found[_budget(row)] = _numbers(row)
         return found
 
-    def others(self, model: Model) -> dict[int | float | str, dict[str, dict[str, float]]]:
+    def others(
+        self, model: Model, method: str = METHOD
+    ) -> dict[int | float | str, dict[str, dict[str, float]]]:
         """Every other method that the paper prints: budget -> method -> column -> number."""
         found: dict = {}
         for row in self._rows_of(model):
-            if row["method"] != METHOD and not _is_unpruned(row):
+            if row["method"] != method and not _is_unpruned(row):
                 found.setdefault(_budget(row), {})[row["method"]] = _numbers(row)
         return found
 

@@ -1,4 +1,4 @@
-"""transformers' common model tests on the tiny models of tests/families.py; run by run.py."""
+"""transformers' common model tests on the tiny models of tests/matrix.py; run by run.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import unittest
 
 import torch
-from families import FAMILIES
+from matrix import FAMILIES
 
 from tests import test_modeling_common  # not our folder: that of the source distribution
 
@@ -50,6 +50,7 @@ def _tests(name: str, model: str) -> type:
     return type(f"{model}Test", (test_modeling_common.ModelTesterMixin, unittest.TestCase), body)
 
 
-LlavaTest = _tests("llava", "LlavaForConditionalGeneration")
-LlavaNextTest = _tests("llava_next", "LlavaNextForConditionalGeneration")
-Qwen2_5_VLTest = _tests("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration")
+for _name, _family in FAMILIES.items():
+    _made = _tests(_name, type(_family.make()).__name__)
+    globals()[_made.__name__] = _made
+del _made  # which would be collected twice

@@ -14,11 +14,6 @@ import threading
 import pytest
 
 MODE, LOG = os.environ.get("HIPRUNE_UPSTREAM", "off"), os.environ.get("HIPRUNE_UPSTREAM_LOG")
-CLASSES = (
-    "LlavaForConditionalGeneration",
-    "LlavaNextForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
-)
 _told: list[str] = []  # messages of HiPruneErrors in the test that runs
 _loading = threading.local()
 
@@ -26,9 +21,11 @@ _loading = threading.local()
 def pytest_configure(config) -> None:
     if MODE == "full":
         _listen()
+        import hiprune.models  # noqa: F401 - fills the registry
         import transformers
+        from hiprune.models.base import ADAPTERS
 
-        for name in CLASSES:
+        for name in [name for package, name in ADAPTERS if package == "transformers"]:
             _apply_to_all(getattr(transformers, name))
 
 

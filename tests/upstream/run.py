@@ -31,7 +31,17 @@ STUBS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
 }
-MODELS = ("llava", "llava_next", "qwen2_5_vl")
+MODELS = (
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "video_llava",
+)
 
 
 def fetch(cache: Path) -> Path:
@@ -49,7 +59,8 @@ def fetch(cache: Path) -> Path:
     if not folder.exists():
         with tarfile.open(archive) as files:
             members = [m for m in files if m.name.startswith(f"{name}/tests/")]
-            files.extractall(cache, members=members, filter="data")
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4
+            files.extractall(cache, members=members, **safe)
     if not (cache / "site").exists():
         target = ["--no-deps", "--target", cache / "site"]
         subprocess.run([*pip, "install", *target, "parameterized"], check=True)

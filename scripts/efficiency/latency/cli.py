@@ -15,7 +15,8 @@ from scripts.efficiency.architectures import ARCHITECTURES, MODELS, TINY
 from scripts.efficiency.latency.vision import PATCHES, RETENTION, side_of
 from scripts.numbers import image_size, integer, number
 
-PARTS = ("all", "vision", "kernel")
+PARTS = ("all", "vision", "kernel", "methods")
+WITHOUT_MODEL = ("kernel", "methods")
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 PAPER_NEW_TOKENS, TINY_NEW_TOKENS = 500, 8
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     positive, not_negative = _checked(integer, 1), _checked(integer, 0)
     size = _checked(image_size, 28, 16384)
-    add("--model", choices=MODELS, help="needed but for --part kernel")
+    add("--model", choices=MODELS, help="needed but for --part kernel and methods")
     add("--part", choices=PARTS, default="all", help="default: all, the whole model")
     add(
         "--retention",
@@ -105,11 +106,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _complete(args: argparse.Namespace) -> None:
     args.device = _device(args.device)
-    if args.model is None and args.part != "kernel":
+    if args.model is None and args.part not in WITHOUT_MODEL:
         raise HiPruneError(f"model=None: expected one of {', '.join(MODELS)}")
     _refuse_unused(args)
     args.dtype = args.dtype or ("bfloat16" if args.device.type == "cuda" else "float32")
-    if args.part == "kernel":
+    if args.part in WITHOUT_MODEL:
         return
     args.architecture = MODELS[args.model]
     args.tiny = args.model in TINY
@@ -139,19 +140,19 @@ def _complete(args: argparse.Namespace) -> None:
 
 def _refuse_unused(args: argparse.Namespace) -> None:
     """An argument that would change nothing is a slip."""
-    kernel, vision = args.part == "kernel", args.part == "vision"
+    none, vision = args.part in WITHOUT_MODEL, args.part == "vision"
     on_patches = vision and MODELS[args.model].family == "qwen2_5_vl"
     unused = {
-        **dict.fromkeys(("model", "retention", "checkpoint", "package", "dtype"), kernel),
-        **dict.fromkeys(("image", "image_size"), kernel or on_patches),
-        **dict.fromkeys(("prompt", "new_tokens"), kernel or vision),
+        **dict.fromkeys(("model", "retention", "checkpoint", "package", "dtype"), none),
+        **dict.fromkeys(("image", "image_size"), none or on_patches),
+        **dict.fromkeys(("prompt", "new_tokens"), none or vision),
         "patches": not on_patches,
     }
     for name, is_unused in unused.items():
         value = getattr(args, name)
         if is_unused and value is not None:
             raise HiPruneError(
-                f"{name}={value!r} with --part {args.part} of {args.model or 'the kernels'}; "
+                f"{name}={value!r} with --part {args.part} of {args.model or 'no model'}; "
                 "expected none, since it changes nothing there"
             )
 

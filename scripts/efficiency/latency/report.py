@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scripts.efficiency.latency import kernel
+from scripts.efficiency.latency import choices, kernel
 from scripts.efficiency.latency.cli import FEW_REPETITIONS
 from scripts.efficiency.latency.clock import OTHER
 from scripts.efficiency.latency.parts import UNPRUNED
@@ -107,7 +107,7 @@ def render(record: dict[str, Any], rounds: Rounds, comparisons: Sequence[Compari
     if part == "all":
         blocks += _parts(rounds)
     else:
-        blocks += [_calls(rounds), _compared(rounds, comparisons)]
+        blocks += [_calls(rounds), *([_compared(rounds, comparisons)] if comparisons else [])]
     blocks.append(_notes(record["settings"], rounds))
     if part == "all" and record["settings"]["model"] == MODEL:
         blocks += [CORRESPONDENCE, f"**The paper's figures, on the paper's machine** ({SETTING}):"]
@@ -220,6 +220,8 @@ def _notes(settings: dict[str, Any], rounds: Rounds) -> str:
         )
     if part == "kernel":
         return " ".join([*notes, kernel.NOTE])
+    if part == "methods":
+        return " ".join([*notes, choices.NOTE])
     notes.append(MEMORY)
     if not any(row.of("peak_memory") for row in rounds.rows):
         notes.append("Peak memory: not available on this system.")

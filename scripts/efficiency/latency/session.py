@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from hiprune.machine import hardware, short_name, versions
 from scripts.benchmarks import ROOT
 from scripts.efficiency.latency import plot, report
 from scripts.efficiency.latency.build import build
+from scripts.efficiency.latency.choices import choice_cases
 from scripts.efficiency.latency.inputs import Inputs, make_inputs, make_picture
 from scripts.efficiency.latency.kernel import kernel_cases
 from scripts.efficiency.latency.parts import UNPRUNED, measure_parts
@@ -36,7 +38,7 @@ def run_session(args: argparse.Namespace, argv: Sequence[str]) -> int:
         hiprune.HiPruneError: what is asked for cannot be measured.
     """
     progress = _progress()
-    measure = _measure_kernels if args.part == "kernel" else _measure_model
+    measure = _CASES.get(args.part, _measure_model)
     rounds, comparisons, facts = measure(args, progress)
     made = make_record(args, facts, argv)
     text = report.render(made, rounds, comparisons)
@@ -56,11 +58,15 @@ def run_session(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return 1 if any(row.error for row in rounds.rows) else 0
 
 
-def _measure_kernels(
-    args: argparse.Namespace, progress: Callable[[str], None]
+def _measure(
+    cases_of: Callable, args: argparse.Namespace, progress: Callable[[str], None]
 ) -> tuple[Rounds, list[Comparison], dict]:
-    cases, comparisons = kernel_cases(args.device, args.repetitions, args.seed)
+    """What needs no model."""
+    cases, comparisons = cases_of(args.device, args.repetitions, args.seed)
     return run_rounds(cases, args.warmup, args.device, progress), comparisons, {}
+
+
+_CASES = {"kernel": partial(_measure, kernel_cases), "methods": partial(_measure, choice_cases)}
 
 
 def _measure_model(
@@ -159,6 +165,8 @@ def make_record(
     }
     if args.part == "kernel":
         name, dtype, settings = "kernels", "bfloat16", {**settings, "dtype": "bfloat16"}
+    elif args.part == "methods":
+        name, dtype, settings = "choices", "float32", {**settings, "dtype": "float32"}
     else:
         name, dtype = args.model, args.dtype
     settings |= facts
