@@ -14,7 +14,8 @@ models), where they are missing or their pins have changed, and runs in each the
 there: in as many processes as there are cores, 8 at most, with one thread each. No GPU and no model
 hub needed.
 
-  ONLY   llava or qwen: one environment alone
+  ONLY   llava or qwen: one environment alone; vllm: that of the vLLM plugin (.venv-vllm, 4 GB), which
+         is tested when it is named
   JOBS   processes; 0: the tests run in pytest's own, as a debugger needs it
 USAGE
         exit 0
@@ -22,8 +23,8 @@ USAGE
 esac
 
 case "${ONLY-}" in
-    "" | llava | qwen) ;;
-    *) echo "ONLY='$ONLY': expected llava or qwen" >&2; exit 2 ;;
+    "" | llava | qwen | vllm) ;;
+    *) echo "ONLY='$ONLY': expected llava, qwen or vllm" >&2; exit 2 ;;
 esac
 
 jobs=$(getconf _NPROCESSORS_ONLN)
@@ -32,8 +33,7 @@ jobs=${JOBS:-$((jobs < 8 ? jobs : 8))}
 
 source scripts/env/common.sh
 status=0
-for name in llava qwen; do
-    [[ -z "${ONLY-}" || $ONLY == "$name" ]] || continue
+for name in ${ONLY:-llava qwen}; do
     VENV=$ROOT/.venv-$name
     if ! setup_is_complete "$name"; then
         VENV=$VENV bash "setup_$name.sh"

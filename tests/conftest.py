@@ -47,6 +47,13 @@ LLAVA_ALONE = (
 QWEN_ALONE = ("scores_triton",)
 _elsewhere = LLAVA_ALONE if find_spec("llava") is None else QWEN_ALONE
 collect_ignore = [f"test_{name}.py" for name in _elsewhere]
+# vLLM's environment runs what is about vLLM, which the others do not have.
+_tests = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+_of_vllm = {name for name in _tests if name.startswith("test_vllm")}
+if find_spec("vllm") is None:
+    collect_ignore += sorted(_of_vllm)
+else:
+    collect_ignore = sorted(_tests - _of_vllm)
 
 
 # Half a minute and more each, the longest first: begun first, so that no core waits at the end.

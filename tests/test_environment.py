@@ -37,7 +37,7 @@ def test_a_list_is_met_by_its_lock(name):
     for entry in locked.read_lock(FOLDER / f"{name}.lock"):
         versions.setdefault(entry.name, []).append(entry.version)
     lines = list(wanted(FOLDER / f"{name}.in"))
-    assert len(lines) > 20
+    assert len(lines) > (5 if name == "vllm" else 20)
     for line in lines:
         found = versions.get(locked.normal(line.name), [])
         assert found and all(line.specifier.contains(version) for version in found), line

@@ -20,7 +20,7 @@ except ImportError:  # in a new environment
     from pip._vendor.packaging.markers import Marker
 
 FOLDER = Path(__file__).resolve().parent
-NAMES = ("llava", "qwen")
+NAMES = ("llava", "qwen", "vllm")
 # What a virtual environment comes with, and what is under test.
 ASIDE = {"pip", "setuptools", "wheel", "hiprune"}
 _ENTRY = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[^\s;]+)\s*(?:;\s*(?P<marker>[^\\]*))?")
@@ -71,7 +71,7 @@ def differences(name: str, others: dict[str, str] | None = None) -> tuple[list[s
     """How this environment differs from a lock, a line each.
 
     Args:
-        name: of the lock, "llava" or "qwen".
+        name: of the lock, out of :data:`NAMES`.
         others: distributions whose version the set-up was told, which then stands for the lock's.
 
     Returns:

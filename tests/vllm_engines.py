@@ -1,0 +1,200 @@
+"""Engines of vLLM on the small trained models, and what transformers answers with hiprune.apply."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+# Before vLLM is imported: all in this process, one thread, no look for cores.
+os.environ.update(
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+    VLLM_NO_USAGE_STATS="1",
+    OMP_NUM_THREADS="1",
+)
+
+import numpy as np
+import torch
+import transformers
+import vllm
+from PIL import Image
+
+import hiprune
+from scripts.tiny.questions import ask
+from scripts.tiny.scenes import make_scene
+
+ROOT = Path(__file__).resolve().parents[1]
+ASSETS = {
+    "qwen2_5_vl": ROOT / "assets" / "qwen2.5-vl-tiny",
+    "llava": ROOT / "assets" / "llava-1.5-tiny",
+    "llava_next": ROOT / "assets" / "llava-v1.6-tiny",
+}
+CLASSES = {
+    "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+    "llava": transformers.LlavaForConditionalGeneration,
+    "llava_next": transformers.LlavaNextForConditionalGeneration,
+}
+# Height and width, as cut out of a drawn scene: of Qwen other grids, of LLaVA-NeXT other views.
+SIZES = ((336, 336), (168, 168), (224, 168), (168, 336), (336, 196), (140, 308))
+TOKENS = 6  # answers are one word; the ids after it are compared too
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation: the questions of each turn, its pictures in the first, answers between."""
+
+    pictures: tuple[int, ...]
+    turns: tuple[str, ...]
+
+    def messages(self) -> list[dict]:
+        first = [*({"type": "image"} for _ in self.pictures)]
+        found = []
+        for number, text in enumerate(self.turns):
+            content = [*(first if number == 0 else []), {"type": "text", "text": text}]
+            role = "assistant" if number % 2 else "user"
+            found.append({"role": role, "content": text if number % 2 else content})
+        return found
+
+
+@functools.cache
+def picture(number: int) -> Image.Image:
+    height, width = SIZES[number % len(SIZES)]
+    scene = make_scene(7, number, 336)
+    return Image.fromarray(scene.image).crop((0, 0, width, height))
+
+
+def requests(count: int, first: int = 0) -> list[Request]:
+    """With one picture, a few with several, one without any, and one of two turns of every ten."""
+    found = []
+    for number in range(first, first + count):
+        rng = np.random.default_rng([3, number])
+        asked = [q.text for q in ask(make_scene(7, number, 336), rng)]
+        one, other = asked[4 * number % len(asked)], asked[(4 * number + 7) % len(asked)]
+        kind = number % 10
+        pictures = {3: (number, number + 1), 6: (number, number + 1, number + 2), 8: ()}
+        turns = (one, "Yes", other) if kind == 5 else (one,)
+        found.append(Request(pictures.get(kind, (number,)), turns))
+    return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Greedy ids; N' of each picture."""
+
+    ids: list[int]
+    kept: list[int]
+
+
+class Oracle:
+    """transformers with hiprune.apply, one request after the other, greedy."""
+
+    def __init__(self, family: str, dtype: torch.dtype = torch.float32) -> None:
+        folder = ASSETS[family]
+        self.processor = transformers.AutoProcessor.from_pretrained(folder)
+        self.model = CLASSES[family].from_pretrained(folder, dtype=dtype).eval()
+
+    def prompt(self, request: Request) -> str:
+        return self.processor.apply_chat_template(
+            request.messages(), tokenize=False, add_generation_prompt=True
+        )
+
+    @torch.no_grad()
+    def answers(self, asked: list[Request], config: hiprune.HiPruneConfig) -> list[Answer]:
+        with hiprune.prune(self.model, config) as handle:
+            return [self._answer(request, handle) for request in asked]
+
+    def _answer(self, request: Request, handle: hiprune.PruneHandle) -> Answer:
+        pictures = [picture(number) for number in request.pictures] or None
+        text = self.prompt(request)
+        inputs = self.processor(text=text, images=pictures, return_tensors="pt")
+        output = self.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+        ids = output[0, inputs["input_ids"].shape[1] :].tolist()
+        kept = [s.indices.numel() for s in handle.selections] if pictures else []
+        return Answer(ids, kept)
+
+
+@functools.cache
+def oracle(family: str) -> Oracle:
+    return Oracle(family)
+
+
+@functools.cache
+def expected(family: str, asked: tuple[Request, ...], config: tuple) -> list[Answer]:
+    """Of the oracle; computed once, whoever compares with it. ``config``: pairs of settings."""
+    return oracle(family).answers(list(asked), hiprune.HiPruneConfig(**dict(config)))
+
+
+class Engine:
+    """vLLM, in this process.
+
+    Args:
+        family: of the model.
+        settings: HiPrune's, by --hf-overrides; None: none there.
+        options: of vLLM's.
+    """
+
+    def __init__(self, family: str, settings: dict | None, **options) -> None:
+        self.family = family
+        if settings is not None:
+            options["hf_overrides"] = {"hiprune": settings}
+        options = {
+            "dtype": "float32",
+            "max_model_len": 2048,
+            "max_num_seqs": 16,
+            "limit_mm_per_prompt": {"image": 3},
+            "enforce_eager": True,
+            "disable_log_stats": True,
+            "mm_processor_cache_gb": 0.1,
+        } | options
+        self.llm = vllm.LLM(model=str(ASSETS[family]), **options)
+
+    def answers(self, asked: list[Request]) -> list[Answer]:
+        prompts = []
+        for request in asked:
+            prompt = {"prompt": oracle(self.family).prompt(request)}
+            if request.pictures:
+                pictures = [picture(number) for number in request.pictures]
+                prompt["multi_modal_data"] = {"image": pictures}
+            prompts.append(prompt)
+        sampling = vllm.SamplingParams(temperature=0, max_tokens=TOKENS)
+        outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
+        token = placeholder(self.family)
+        return [
+            replace(Answer(list(o.outputs[0].token_ids), []), kept=runs(o.prompt_token_ids, token))
+            for o in outputs
+        ]
+
+    @property
+    def model(self):
+        """The model itself, in its worker."""
+        return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+
+    def close(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+
+
+def placeholder(family: str) -> int:
+    return oracle(family).model.config.image_token_id
+
+
+def runs(ids: list[int], token: int) -> list[int]:
+    """Lengths of the runs of a token."""
+    found, before = [], None
+    for each in ids:
+        if each == token:
+            if before != token:
+                found.append(0)
+            found[-1] += 1
+        before = each
+    return found
+
+
+def equal(found: list[Answer], wanted: list[Answer]) -> int:
+    return sum(one.ids == other.ids for one, other in zip(found, wanted, strict=True))
