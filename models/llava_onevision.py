@@ -12,6 +12,7 @@ them, and the projector sees these patches alone. The newline token after a vide
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,12 @@ class LlavaOnevision(LlavaHf):
                 f"{vision.config.model_type}: expected 'full' of a siglip_vision_model"
             )
         tokens = Tokens(patch_columns(vision) ** 2, extra=0)
-        most = 1 + int(own.vision_aspect_ratio.removeprefix("anyres_max_"))
+        grid = re.fullmatch(r"anyres_max_(\d+)", own.vision_aspect_ratio)
+        if grid is None:
+            raise HiPruneError(
+                f"vision_aspect_ratio={own.vision_aspect_ratio!r}: expected 'anyres_max_N', N views"
+            )
+        most = 1 + int(grid[1])
         tower = ClipTower(vision, own.vision_feature_layer, config, None, tokens, most)
         tower.pooled = _pooled(model)
         return tower
@@ -92,7 +98,7 @@ class LlavaOnevision(LlavaHf):
         Args:
             pixels: of images (images, most V, 3, H, W), or the views one after the other, (sum of
                 V, 3, H, W); of videos (videos, frames, 3, H, W).
-            sizes: of images (images, 2), height and width of each; and with them, in a tuple, how
+            sizes: of images (images, 2), height and width of each; or a tuple of these and of how
                 many images each prompt has: None, one.
         """
         ranks = (4, 5) if kind.name == "image" else (5,)
@@ -101,9 +107,9 @@ class LlavaOnevision(LlavaHf):
             raise HiPruneError(f"{kind.pixels}: {shape}; expected a tensor (..., 3, H, W)")
         if kind.name == "video":
             return _videos(model, tower, pixels)
-        return _images(
-            model, tower, pixels, *(sizes if isinstance(sizes, tuple) else (sizes, None))
-        )
+        pair = isinstance(sizes, tuple) and len(sizes) == 2
+        pair = pair and (sizes[0] is None or torch.as_tensor(sizes[0]).ndim == 2)
+        return _images(model, tower, pixels, *(sizes if pair else (sizes, None)))
 
 
 def _images(

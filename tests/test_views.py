@@ -156,6 +156,23 @@ def test_encode_images_and_maps(family):
         close(layer, expected[:, expected.shape[1] - layer.shape[1] :])
 
 
+def test_sizes_of_llava_onevision_in_any_form():
+    model, arguments = made.load("llava_onevision"), made.inputs("llava_onevision", [1, 1])
+    pixels, sizes = arguments["pixel_values"], arguments["image_sizes"]
+    plain = tuple(map(tuple, sizes.tolist()))
+    with hiprune.prune(model, config(0.334)) as pruned:
+        expected = pruned.encode_images(pixels, sizes)
+        for form in (plain, list(plain), (sizes, [1, 1]), (plain, torch.tensor([1, 1]))):
+            close(pruned.encode_images(pixels, form), expected)
+
+
+def test_an_aspect_ratio_without_a_number_of_views(monkeypatch):
+    model = made.load("llava_onevision")
+    monkeypatch.setattr(model.config, "vision_aspect_ratio", "anyres")
+    with pytest.raises(HiPruneError, match="vision_aspect_ratio='anyres': expected 'anyres_max_N'"):
+        hiprune.apply(model)
+
+
 @over_all
 def test_the_default_layer_and_budget(family):
     layers, layer = (26, 10) if family == "llava_onevision" else (24, 9)
