@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -198,3 +199,21 @@ def runs(ids: list[int], token: int) -> list[int]:
 
 def equal(found: list[Answer], wanted: list[Answer]) -> int:
     return sum(one.ids == other.ids for one, other in zip(found, wanted, strict=True))
+
+
+def main() -> None:
+    """FAMILY COUNT RETENTION ...: how many answers are equal, twice each; beside the tests."""
+    family, count, *budgets = sys.argv[1:]
+    asked = requests(int(count))
+    for retention in map(float, budgets):
+        wanted = expected(family, tuple(asked), (("retention", retention),))
+        engine = Engine(family, {"retention": retention})
+        for _ in range(2):
+            found = engine.answers(asked)
+            kept = [sum(each.kept) for each in found] == [sum(each.kept) for each in wanted]
+            print(f"{family} {retention}: {equal(found, wanted)} of {count} equal; N' {kept}")
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()
