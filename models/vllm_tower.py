@@ -60,11 +60,13 @@ class TowerHooks:
         """Means over the heads of a rank -> over all, added in one order: all choose alike."""
         if self._ranks == 1:
             return scores
-        return tensor_model_parallel_all_gather(scores.unsqueeze(0), dim=0).mean(dim=0)
+        return tensor_model_parallel_all_gather(scores[None].contiguous(), dim=0).mean(dim=0)
 
     def of_all_ranks(self, heads: Tensor) -> Tensor:
         """(B, H / ranks, N) -> (B, H, N)."""
-        return heads if self._ranks == 1 else tensor_model_parallel_all_gather(heads, dim=1)
+        if self._ranks == 1:
+            return heads
+        return tensor_model_parallel_all_gather(heads.contiguous(), dim=1)
 
 
 class _Hook:
