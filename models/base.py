@@ -68,7 +68,10 @@ def adapter_of(model: Any) -> Any:
         adapter = ADAPTERS.get((cls.__module__.partition(".")[0], cls.__name__))
         if adapter is not None:
             return adapter
-    expected = ", ".join(f"{package}'s {name}" for package, name in ADAPTERS)
+    names: dict[str, list[str]] = {}
+    for package, name in sorted(ADAPTERS):
+        names.setdefault(package, []).append(name)
+    expected = ", or of ".join(f"{p}'s {', '.join(found)}" for p, found in names.items())
     raise HiPruneError(
         f"model: {type(model).__module__}.{type(model).__qualname__}; expected an instance of "
         f"{expected}"
