@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from hiprune.models.clip_layer import gather, halves
@@ -18,9 +18,6 @@ from hiprune.capture import Recording
 from hiprune.handle import STATE
 from hiprune.methods import Images
 from hiprune.selection import TokenSelection
-
-if TYPE_CHECKING:
-    from hiprune.models.clip import ClipTower
 
 # What of a layer answers to a method's needs; and those that the tower's tokens answer to.
 LOOKS = {
@@ -45,7 +42,7 @@ class Pass:
         states: (1, sum of P, C_v) of the output layer, where it gives kept tokens alone.
     """
 
-    tower: ClipTower
+    tower: Any
     tokens: Tokens
     views: Sequence[int]
     budgets: Sequence[int]
