@@ -82,10 +82,10 @@ QWEN_VIT = Vision(
 )
 # Qwen/Qwen2-VL-7B-Instruct, as transformers' Qwen2VLVisionConfig has it (mlp_ratio 4).
 QWEN2_VIT = Vision(layers=32, width=1280, heads=16, mlp=5120, patch=14)
-# vision_config of Qwen/Qwen3-VL-4B-Instruct's config.json.
+# vision_config of Qwen/Qwen3-VL-4B-Instruct's config.json, read in a copy of it.
 QWEN3_VIT_24 = Vision(layers=24, width=1024, heads=16, mlp=4096, patch=16, deepstack=(5, 11, 17))
-# InternViT-300M, as transformers' InternVLVisionConfig has it (OpenGVLab/InternVL3-1B-hf; 2B and 8B
-# have the same).
+# InternViT-300M, as transformers' InternVLVisionConfig has it (OpenGVLab/InternVL3-1B-hf). That the
+# 8B model has the same is assumed: its own configuration has not been read.
 INTERNVIT_300M = Vision(layers=24, width=1024, heads=16, mlp=4096, patch=14, image_size=448)
 # google/siglip-so400m-patch14-384 without its last layer, as transformers' LlavaOnevisionConfig has
 # it.
@@ -150,7 +150,7 @@ ARCHITECTURES = {
             "qwen3_vl",
             "Qwen/Qwen3-VL-4B-Instruct",
             QWEN3_VIT_24,
-            # text_config of its config.json.
+            # text_config of its config.json, read in a copy of it.
             Text(36, 2560, 32, 8, 9728, 151936, tied=True, positions=262144, head=128),
             SHARES,
         ),
@@ -159,7 +159,8 @@ ARCHITECTURES = {
             "internvl",
             "OpenGVLab/InternVL3-8B-hf",
             INTERNVIT_300M,
-            # Qwen2.5-7B (arXiv:2504.10479, Table 1) with the vocabulary of InternVL3's config.json.
+            # Not read off its configuration: Qwen2.5-7B's layers, which it is said to be built on,
+            # and the vocabulary that a report of vLLM's (issue 17634) mentions.
             replace(QWEN_7B, vocabulary=151674),
             SHARES,
             5 * 256,  # 2 x 2 tiles and a thumbnail
