@@ -63,7 +63,14 @@ def _plain(axes: Any, rows: Sequence[Row]) -> None:
         [1e3 * (summary.median - summary.q1) for summary in found],
         [1e3 * (summary.q3 - summary.median) for summary in found],
     ]
-    axes.barh(range(len(rows)), medians, xerr=whiskers, color=COLOURS[0], capsize=3)
+    places = range(len(rows))
+    if 0 < 100 * min(medians) < max(medians):
+        # On one linear axis the longest would hide all others; a bar has no length on a log one.
+        axes.errorbar(medians, places, xerr=whiskers, fmt="o", color=COLOURS[0], capsize=3)
+        axes.set_xscale("log")
+        axes.grid(axis="x", alpha=0.3)
+    else:
+        axes.barh(places, medians, xerr=whiskers, color=COLOURS[0], capsize=3)
     axes.set_xlabel("ms, median and quartiles")
 
 
