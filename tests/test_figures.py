@@ -160,7 +160,8 @@ def test_counts_captions_and_legend():
 
 def _overlapping(figure) -> list[tuple[str, str]]:
     """Pairs of texts that lie on each other, and texts that leave the figure."""
-    rendered(figure)
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()  # all is laid out
     texts = [
         text
         for text in figure.findobj(matplotlib.text.Text)
