@@ -77,7 +77,8 @@ def serve(arguments: list[str], environ: Mapping[str, str]) -> None:
 
 def _until_it_ends() -> None:
     """Ctrl-C and SIGTERM are a KeyboardInterrupt here."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background has the first ignored
+        signal.signal(number, signal.default_int_handler)
     threading.Event().wait()
 
 

@@ -143,6 +143,7 @@ def _start(checkpoint: Checkpoint, environ: Mapping[str, str]) -> HiPruneConfig:
     found = dict(environ)
     if checkpoint.tiny:  # a third of each, of LLaVA-NeXT too
         found.setdefault(family.retention_variable, str(checkpoint.tiny.retentions[0]))
+        found.setdefault("HIPRUNE_OBJECT_LAYER", str(checkpoint.tiny.object_layer))
     return HiPruneConfig.from_env(family.name, found, size.layers, size.tokens)
 
 
