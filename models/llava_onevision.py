@@ -31,7 +31,7 @@ from hiprune.models.llava_hf import (
 )
 from hiprune.models.prompt import ImageSpan
 from hiprune.models.tokens import Tokens
-from hiprune.models.views import flat_indices
+from hiprune.models.views import check_budget, flat_indices, max_views
 from torch import Tensor
 
 from hiprune.config import Family, HiPruneConfig
@@ -79,6 +79,8 @@ class LlavaOnevision(LlavaHf):
             )
         most = 1 + int(grid[1])
         tower = ClipTower(vision, own.vision_feature_layer, config, None, tokens, most)
+        cut = max_views(own.image_grid_pinpoints, vision.config.image_size)
+        check_budget(config.retention, min(most, cut), tokens.count)
         tower.pooled = _pooled(model)
         return tower
 
