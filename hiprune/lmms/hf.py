@@ -25,7 +25,7 @@ from hiprune.lmms.base import (
     generation,
     unquoted,
 )
-from hiprune.lmms.checkpoint import model_class
+from hiprune.lmms.checkpoint import describe, model_class
 from hiprune.models.base import adapter_of
 
 ARGUMENTS = (
@@ -50,6 +50,7 @@ class HiPruneHf(PrunedLmms, lmms):
 
     is_simple = False
     max_new_tokens = 1024  # where a task does not say
+    families: tuple[str, ...] = ()  # whose checkpoints it asks in their own way; none: any
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class HiPruneHf(PrunedLmms, lmms):
         super().__init__()
         check_arguments(unknown, prune, dtype, f"some of {', '.join(ARGUMENTS)}")
         pretrained = unquoted(pretrained)
+        self._check_family(pretrained, revision)
         self._place(device, device_map)
         self._config = AutoConfig.from_pretrained(pretrained, revision=revision)
         loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -112,6 +114,18 @@ class HiPruneHf(PrunedLmms, lmms):
                 "pad": self.pad,
             },
         )
+
+    def _check_family(self, pretrained: str, revision: str) -> None:
+        """Before any weight is read: another family's prompt would be one that it never saw."""
+        if not self.families:
+            return
+        family = describe(pretrained, revision).family.name
+        if family not in self.families:
+            raise HiPruneError(
+                f"pretrained={pretrained!r}: a checkpoint of {family}; expected one of "
+                f"{' or '.join(self.families)}, or the model hiprune_hf, which asks each family by "
+                "its own chat template"
+            )
 
     @property
     def model(self) -> torch.nn.Module:
