@@ -43,7 +43,7 @@ class Family:
         return max(1, (2 * self.object_layer * layers + whole) // (2 * whole))
 
 
-# Name -> family: the registry of models fills it (hiprune.models.base.register).
+# Name -> family: the registry of models fills it (hiprune.models.registry.register).
 FAMILIES: dict[str, Family] = {}
 # What the fields that change the method take, its default first.
 CHOICES: dict[str, tuple] = {

@@ -1,4 +1,4 @@
-"""The registry of model families, and how a model of transformers is pruned, whatever its family.
+"""How a model of transformers is pruned, whatever its family.
 
 A family's file says four things: how to reach its tower and the attention that is scored, what
 visual tokens a prompt holds, how their features come about, and where tokens get their positions.
@@ -21,61 +21,10 @@ from hiprune.models.transformers_version import require_transformers
 from hiprune.models.words import PromptEmbeds, given, reading
 from torch import Tensor
 
-from hiprune.config import FAMILIES, Family, HiPruneConfig
+from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.selection import TokenSelection
-
-# (package, class that a supported model descends from) -> its adapter; model_type of a vision
-# encoder of transformers -> the adapter that scores all of its layers. By name, so that a model
-# package is imported, or needed, only where the user's model comes from it.
-ADAPTERS: dict[tuple[str, str], Any] = {}
-ENCODERS: dict[str, Any] = {}
-
-
-def register(
-    package: str,
-    *classes: str,
-    families: tuple[Family, ...] = (),
-    encoders: tuple[str, ...] = (),
-) -> Callable[[type], type]:
-    """Class decorator: an adapter for models of these classes, and for these vision encoders.
-
-    The families, with their defaults, join :data:`hiprune.config.FAMILIES`.
-
-    An adapter of models has ``family(model)``, their family's name, and ``patch(model, config)``,
-    which returns the handle; one of encoders ``run`` and ``extra_tokens``, as
-    :mod:`hiprune.figures.maps` describes them.
-    """
-
-    def add(adapter: type) -> type:
-        made = adapter()
-        ADAPTERS.update({(package, name): made for name in classes})
-        ENCODERS.update(dict.fromkeys(encoders, made))
-        FAMILIES.update({family.name: family for family in families})
-        return adapter
-
-    return add
-
-
-def adapter_of(model: Any) -> Any:
-    """The adapter of a model.
-
-    Raises:
-        HiPruneError: a model of another family.
-    """
-    for cls in type(model).__mro__:
-        adapter = ADAPTERS.get((cls.__module__.partition(".")[0], cls.__name__))
-        if adapter is not None:
-            return adapter
-    names: dict[str, list[str]] = {}
-    for package, name in sorted(ADAPTERS):
-        names.setdefault(package, []).append(name)
-    expected = ", or of ".join(f"{p}'s {', '.join(found)}" for p, found in names.items())
-    raise HiPruneError(
-        f"model: {type(model).__module__}.{type(model).__qualname__}; expected an instance of "
-        f"{expected}"
-    )
 
 
 @dataclass(frozen=True)

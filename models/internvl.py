@@ -14,11 +14,12 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, Transformers, register
+from hiprune.models.base import Encoded, Kind, Transformers
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_layer import patch_columns
 from hiprune.models.clip_run import run_tower
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.registry import register
 from hiprune.models.tokens import Tokens
 from hiprune.models.views import check_budget, flat_indices
 from torch import Tensor

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, register
+from hiprune.models.base import Encoded, Kind
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_run import run_tower
 from hiprune.models.llava_hf import LlavaHf, clip_of
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.registry import register
 from hiprune.models.tokens import Tokens
 from hiprune.models.views import tower_size
 from torch import Tensor

@@ -26,7 +26,7 @@ from hiprune.lmms.base import (
     unquoted,
 )
 from hiprune.lmms.checkpoint import describe, model_class
-from hiprune.models.base import adapter_of
+from hiprune.models.registry import adapter_of
 
 ARGUMENTS = (
     "pretrained", "revision", "device", "device_map", "dtype", "batch_size", "attn_implementation",
