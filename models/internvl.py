@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, Transformers
+from hiprune.models.base import Transformers
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_layer import patch_columns
 from hiprune.models.clip_run import run_tower
@@ -22,6 +22,7 @@ from hiprune.models.prompt import ImageSpan
 from hiprune.models.registry import register
 from hiprune.models.tokens import Tokens
 from hiprune.models.views import check_budget, flat_indices
+from hiprune.models.visuals import Encoded, Kind
 from torch import Tensor
 
 from hiprune.config import Family, HiPruneConfig

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, Transformers
+from hiprune.models.base import Transformers
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_layer import patch_columns
 from hiprune.models.clip_run import run_tower
@@ -33,6 +33,7 @@ from hiprune.models.prompt import ImageSpan
 from hiprune.models.registry import register
 from hiprune.models.tokens import Tokens
 from hiprune.models.views import check_budget, flat_indices, max_views
+from hiprune.models.visuals import Encoded, Kind
 from torch import Tensor
 
 from hiprune.config import Family, HiPruneConfig

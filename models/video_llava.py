@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_run import run_tower
 from hiprune.models.llava_hf import LlavaHf, clip_of
@@ -21,6 +20,7 @@ from hiprune.models.prompt import ImageSpan
 from hiprune.models.registry import register
 from hiprune.models.tokens import Tokens
 from hiprune.models.views import tower_size
+from hiprune.models.visuals import Encoded, Kind
 from torch import Tensor
 
 from hiprune.config import Family, HiPruneConfig
