@@ -1,5 +1,5 @@
-"""What a family says of a prompt's visual tokens: their kinds, what the tower made of them, and what
-goes beside the embeddings.
+"""What a family says of a prompt's visual tokens: their kinds, what the tower made of them, and
+what goes beside the embeddings.
 """
 
 from __future__ import annotations
