@@ -34,12 +34,16 @@ class Transformers(ABC):
         keeps_positions: do kept tokens keep their positions (M-RoPE)? Else those of a shortened
             prompt are consecutive.
         takes_both: does forward take embeddings beside ids (and pixels)? Else it is an error.
+        video_frames: of a video as the family's models were trained on it; None: of any number.
+        chat_template: for a checkpoint without one.
     """
 
     kinds: tuple[Kind, ...] = ()
     unused: tuple[str, ...] = ("token_type_ids", "mm_token_type_ids", "cache_position")
     keeps_positions = False
     takes_both = False
+    video_frames: int | None = None
+    chat_template: str | None = None
 
     # What a family says.
 

@@ -32,6 +32,21 @@ from hiprune.handle import PruneHandle
 _FAMILY = Family("video_llava", "HIPRUNE_RETENTION", 85, 256, object_layer=9, encoder_layers=24)
 
 
+# The prompt that transformers' documentation asks with.
+_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %}ASSISTANT: "
+    "{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}{{ '<' + part['type'] + '>\n' }}{% endif %}"
+    "{% endfor %}"
+    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
 @dataclass
 class Towers:
     """What is known of both."""
@@ -44,6 +59,9 @@ class Towers:
 
 @register("transformers", "VideoLlavaForConditionalGeneration", families=(_FAMILY,))
 class VideoLlava(LlavaHf):
+    video_frames = 8
+    chat_template = _TEMPLATE
+
     @property
     def kinds(self) -> tuple[Kind, ...]:
         return (

@@ -33,6 +33,7 @@ ARGUMENTS = (
     "use_cache", "chat_template", "system_prompt", "min_pixels", "max_pixels", "max_num_frames",
     "pad", "prune",
 )  # fmt: skip
+FRAMES = 32  # of a video
 
 
 class HiPruneHf(PrunedLmms, lmms):
@@ -43,7 +44,8 @@ class HiPruneHf(PrunedLmms, lmms):
         chat_template: in place of the processor's.
         system_prompt: in front of every conversation; None: what the template has.
         min_pixels, max_pixels: for the processor, where it takes them.
-        max_num_frames: of a video, evenly spread; fewer where it has fewer.
+        max_num_frames: of a video, evenly spread, fewer where it has fewer; None: as many as the
+            family's models were trained on, or 32 where that is no one number.
         pad: pad images to a square with the mean colour.
         prune: False leaves the model unpruned.
     """
@@ -66,7 +68,7 @@ class HiPruneHf(PrunedLmms, lmms):
         system_prompt: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        max_num_frames: int = 32,
+        max_num_frames: int | None = None,
         pad: bool = False,
         prune: bool = True,
         **unknown: Any,
@@ -102,7 +104,7 @@ class HiPruneHf(PrunedLmms, lmms):
         self.chat_template = chat_template or self._template()
         self.system_prompt = system_prompt
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
-        self.max_num_frames = int(max_num_frames)
+        self.max_num_frames = int(max_num_frames or self._adapter.video_frames or FRAMES)
         self.pad = self._pads(pad)
         said = chat_template_name(self.chat_template)
         self._start(
@@ -112,6 +114,7 @@ class HiPruneHf(PrunedLmms, lmms):
                 "dtype": dtype,
                 "prompt": said if system_prompt is None else f"{said}, {system_prompt!r}",
                 "pad": self.pad,
+                "max_num_frames": self.max_num_frames,
             },
         )
 
@@ -148,8 +151,9 @@ class HiPruneHf(PrunedLmms, lmms):
     # What another way to ask may change.
 
     def _template(self) -> str:
-        """The processor's chat template."""
+        """The processor's chat template, or the family's where the checkpoint has none."""
         template = self.processor.chat_template or self.tokenizer.chat_template
+        template = template or self._adapter.chat_template
         if template is None:
             raise HiPruneError(
                 f"pretrained={self.pretrained!r}: no chat template; expected one, or chat_template="
