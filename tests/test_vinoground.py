@@ -87,7 +87,7 @@ def test_lmms_eval_counts_all_pairs_in_that_order(monkeypatch):
 def test_a_limit_is_refused_before_the_first_run():
     found = registry.read_registry(["vinoground"])
     found.check(["vinoground"], None)
-    with pytest.raises(HiPruneError, match="^LIMIT='5': expected none for vinoground"):
+    with pytest.raises(HiPruneError, match=r"^LIMIT='5': expected none for vinoground"):
         found.check(["vinoground"], 5)
 
 
