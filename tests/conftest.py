@@ -41,6 +41,7 @@ LLAVA_ALONE = (
     "table_compare",
     "table_formats",
     "table_layouts",
+    "table_runs",
     "tables",
     "task_registry",
 )
