@@ -18,6 +18,7 @@ class Tiny:
 
     Attributes:
         asset: folder under assets/, in transformers' format.
+        scenes: the family whose drawings its task asks about (scripts/tiny/scenes.py).
         checkpoint: what is evaluated, the asset or what is made of it.
         object_layer: l, as deep in the small tower as the paper's in the real one.
         retentions: the paper's shares of the model's tokens: a third, 2/9 and a ninth.
@@ -27,6 +28,7 @@ class Tiny:
     """
 
     asset: str
+    scenes: str
     checkpoint: Path
     object_layer: int
     retentions: tuple[int | float, ...]
@@ -34,9 +36,15 @@ class Tiny:
     layers: tuple[int, ...]
     model_args: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def task_folder(self) -> Path:
+        """For lmms-eval's ``--include_path``, which its task needs."""
+        return TINY / "tasks" / self.scenes
+
 
 LLAVA_TINY = Tiny(
     asset="llava-1.5-tiny",
+    scenes="llava",
     checkpoint=ASSETS / "llava-1.5-tiny",
     object_layer=3,
     retentions=(48, 32, 16),
@@ -46,12 +54,14 @@ LLAVA_TINY = Tiny(
 LLAVA_NEXT_TINY = replace(
     LLAVA_TINY,
     asset="llava-v1.6-tiny",
+    scenes="llava_next",
     checkpoint=ASSETS / "llava-v1.6-tiny",
     retentions=(240, 160, 80),
     curve=(360, 240, 160, 80, 40),
 )
 QWEN_TINY = Tiny(
     asset="qwen2.5-vl-tiny",
+    scenes="qwen2_5_vl",
     checkpoint=ASSETS / "qwen2.5-vl-tiny",
     object_layer=4,
     retentions=(0.334, 0.223, 0.112),
@@ -84,11 +94,6 @@ class Benchmark:
     dtype: str = "float16"
     model_args: dict[str, object] = field(default_factory=dict)
     object_layer: int | None = None
-
-    @property
-    def task_folder(self) -> Path:
-        """Of the task of --tiny, for lmms-eval's ``--include_path``."""
-        return TINY / "tasks" / self.family
 
 
 LLAVA_ARGS = {"attn_implementation": "sdpa", "conv_template": "vicuna_v1"}

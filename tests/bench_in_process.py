@@ -25,7 +25,6 @@ from scripts.bench.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT")
-INCLUDED: list[str] = []  # folders of tasks, beside those that a run is told of
 # Prints what it is given, a line each.
 PYTHON = '#!/bin/sh\nprintf "%s\\n" "$@"\n'
 
@@ -68,7 +67,7 @@ def _few_tasks(manager: type, verbosity: str, include_path: str | None, **more: 
     from lmms_eval import tasks
 
     own = str(Path(tasks.__file__).parent / "pope")
-    paths = [own, *INCLUDED, *filter(None, [include_path])]
+    paths = [own, *filter(None, [include_path])]
     return manager(verbosity, include_path=paths, include_defaults=False, **more)
 
 

@@ -29,6 +29,7 @@ class Family:
         prompts: (model, images of each prompt, number of the first) -> left-padded arguments of
             forward and generate.
         full, third: budgets that keep everything, and a third.
+        most: the tokens of the largest image that the model can have; None: of any size.
         object_layer: l that the oracle is made with.
         by_hand: (model, arguments of one prompt without padding, budget, steps, pick) -> logits
             (T', V) and answer of the prompt pruned by hand; ``pick`` as of the decoders by hand.
@@ -60,6 +61,7 @@ class Family:
     prompts: Callable[[Any, Sequence[int], int], dict]
     full: int | float
     third: int | float
+    most: int | None
     object_layer: int
     by_hand: Callable[..., tuple[Tensor, list[int]]]
     cut: Callable[[dict, int, int], dict]

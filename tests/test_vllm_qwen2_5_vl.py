@@ -2,7 +2,7 @@
 
 import pytest
 import vllm_engines
-from hiprune.models import qwen_tower
+from hiprune.models import qwen_pass
 from hiprune.models.vllm_qwen2_5_vl import HiPruneQwen25VL
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm_engines import Engine, equal, expected, oracle, requests
@@ -71,14 +71,14 @@ def test_spoiled_positions_are_seen(engine, monkeypatch):
 
 def test_the_very_same_tokens_are_kept(engine, monkeypatch):
     kept = []
-    choose = qwen_tower._Pass.choose
+    choose = qwen_pass.Pass.choose
 
     def seen(run, *args, **kwargs):
         choose(run, *args, **kwargs)
         kept.extend(tuple(each.indices.flatten().tolist()) for each in run.selections)
 
     pruned = engine({"retention": 0.112, "alpha": 0.5, "object_layer": 6})
-    monkeypatch.setattr(qwen_tower._Pass, "choose", seen)
+    monkeypatch.setattr(qwen_pass.Pass, "choose", seen)
     found = pruned.answers(ASKED)
     in_vllm, kept = set(kept), []
     config = hiprune.HiPruneConfig(retention=0.112, alpha=0.5, object_layer=6)

@@ -18,6 +18,8 @@ VIDEO = IMAGE - 1
 LAYERS, WIDTH, OBJECT_LAYER, ALPHA = 4, 32, 2, 0.5
 SIDE = {"internvl": 6, "llava_onevision": 5, "video_llava": 5}  # patches, 14 pixels each
 TOKENS = {"internvl": 9, "llava_onevision": 25, "video_llava": 25}  # of a view
+# Of the largest image: 12 tiles and a thumbnail; 1 + 9 views that count; one view.
+MOST = {"internvl": 13 * 9, "llava_onevision": 10 * 25, "video_llava": 25}
 TILES = [3, 1, 2, 4]  # of InternVL's images
 # Of LLaVA-OneVision's: (height, width), views in rows and columns, and what the unpatched model
 # makes of them: the base view, and un-padded rows with a newline each.

@@ -27,7 +27,7 @@ from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.lmms.answers import Answers, Kept, sources
 from hiprune.lmms.record import RunRecord, state_in_results
-from hiprune.models.base import adapter_of
+from hiprune.models.registry import adapter_of
 from hiprune.patching import apply
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -20,6 +20,7 @@ what to evaluate
   CKPT            checkpoint, on the hub or a folder     (default $DEFAULT_CKPT)
                   (transformers' own: of any supported family, with that one's budgets and l)
   TASKS           lmms-eval tasks                        (default $DEFAULT_TASKS)
+                  (or hiprune_tiny, the questions of --tiny, of any checkpoint)
   RETENTIONS      budgets, and 'unpruned'                (default unpruned $DEFAULT_RETENTIONS)
   $RETENTION_USAGE
   HIPRUNE_ALPHA         share of anchors plus buffers, 0 to 1      (default 0.1)

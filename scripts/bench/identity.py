@@ -47,8 +47,8 @@ def identity(settings: Settings) -> dict[str, object]:
         "lock": lock_state(lock),
         "hiprune": version("hiprune"),
     }
-    if settings.tiny:
-        task = settings.benchmark.task_folder
+    if settings.asks_tiny:
+        task = settings.benchmark.tiny.task_folder
         found["task"] = files_hash(task.rglob("*"), task)
     return found
 

@@ -15,6 +15,7 @@ from scripts.bench.identity import SEED
 from scripts.bench.process import Run
 from scripts.bench.settings import Settings
 from scripts.numbers import number
+from scripts.tables.columns import TINY_TASK
 from scripts.tables.layouts import render
 from scripts.tables.paper import UNPRUNED
 from scripts.tables.runs import Table, read_tables
@@ -81,8 +82,8 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
     command += ["--model_args", ",".join(map(_argument, model_args.items()))]
     command += ["--tasks", task, "--batch_size", "1", "--log_samples", "--output_path", str(folder)]
     command += ["--seed", SEED]
-    if settings.tiny:
-        command += ["--include_path", str(settings.benchmark.task_folder)]
+    if task == TINY_TASK:
+        command += ["--include_path", str(settings.benchmark.tiny.task_folder)]
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     return command

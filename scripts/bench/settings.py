@@ -15,6 +15,7 @@ from hiprune.config import FAMILIES
 from scripts.bench.checkpoint import check_tiny, of_checkpoint
 from scripts.benchmarks import ROOT, Benchmark
 from scripts.numbers import integer
+from scripts.tables.columns import TINY_TASK
 from scripts.tables.paper import UNPRUNED
 
 LEAST_SHARE = 0.0005  # of the 2,048 tokens that Qwen2.5-VL's processor makes at most
@@ -44,6 +45,11 @@ class Settings:
             return f"{path.name}{suffix}"
         # lmms-eval splits its arguments at commas, and takes brackets and quotes for its own.
         return re.sub(r"[^\w.+@-]", "_", self.checkpoint.strip("/").replace("/", "__"))
+
+    @property
+    def asks_tiny(self) -> bool:
+        """Is the task of --tiny among the tasks, of whatever checkpoint?"""
+        return TINY_TASK in self.tasks
 
     @property
     def folder(self) -> Path:
@@ -100,7 +106,7 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
         name = "RETENTIONS" if single is None else benchmark.retention_variable
         value = several if single is None else single
         raise HiPruneError(f"{name}={value!r}: {error}") from None
-    tasks = ("hiprune_tiny",) if tiny else benchmark.tasks
+    tasks = (TINY_TASK,) if tiny else benchmark.tasks
     if "TASKS" in env:
         tasks = _words("TASKS", env["TASKS"], "names of lmms-eval tasks")
     return Settings(
