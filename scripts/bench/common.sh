@@ -25,7 +25,7 @@ what to evaluate
   $RETENTION_USAGE
   HIPRUNE_ALPHA         share of anchors plus buffers, 0 to 1      (default 0.1)
   HIPRUNE_OBJECT_LAYER  $LAYER_USAGE
-  HIPRUNE_METHOD, _SEED, _SCORE, _BUFFER, _NEIGHBORHOOD, _REGISTERS: other methods, see README.md
+  HIPRUNE_METHOD, _SEED, _SCORE, _BUFFER, _NEIGHBORHOOD, _REGISTERS: other methods, see docs/variables.md
   LIMIT           samples a task                         (default all)
 how to run
   NUM_PROCESSES   processes, one a GPU                   (default 1)

@@ -1,0 +1,168 @@
+"""README and docs: each code block runs, or is what a test of its own runs."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hiprune
+from hiprune.models import qwen2_vl
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("assets/*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Commands that are run elsewhere, each with the test that does; a line's beginning is enough.
+RUN_BY = {
+    'pip install ".[transformers]"': "test_package.py::test_the_transformers_extra",
+    'pip install ".[llava]"': "test_package.py::test_the_llava_extra",
+    "pip install --no-deps llava-torch": "test_package.py::test_the_llava_extra",
+    "bash scripts/lock.sh": "test_package.py::test_shell_scripts_parse",
+    "bash scripts/test.sh": "test_package.py::test_shell_scripts_parse",
+}
+WORDS = re.compile(r"^[A-Z_]+=")
+
+
+class Accepted(BaseException):
+    """A program has read its arguments, and would go on."""
+
+
+def blocks(*languages):
+    return [
+        pytest.param(page, block, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in PAGES
+        for number, (language, block) in enumerate(BLOCK.findall(page.read_text()))
+        if language in languages
+    ]
+
+
+def commands():
+    """Each of the blocks in bash, without comments; a here document stays with its command."""
+    found = {}
+    for page, block in (each.values for each in blocks("bash", "sh", "shell")):
+        block = re.sub(r"<<(\w+)\n.*?^\1$", "", block, flags=re.MULTILINE | re.DOTALL)
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            for part in re.split(r"\s&&\s", re.sub(r"(^|\s)#.*", "", line)):
+                if part.strip():
+                    found.setdefault(part.strip(), page)
+    return [pytest.param(page, text, id=text) for text, page in found.items()]
+
+
+def accepts(program, arguments):
+    """Does the program at a path, or the module, take these arguments? It is stopped then."""
+    read = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *args, **kwargs):
+        raise Accepted(read(self, *args, **kwargs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", [str(program), *arguments])
+        patch.setattr(sys, "path", [str(ROOT), *sys.path])
+        patch.chdir(ROOT)
+        try:
+            if (ROOT / program).is_file():
+                runpy.run_path(str(ROOT / program), run_name="__main__")
+            elif (ROOT / program).is_dir():
+                runpy.run_module(program.replace("/", "."), run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__", alter_sys=True)
+        except Accepted:
+            return
+        except SystemExit as end:
+            pytest.fail(f"{program} {' '.join(arguments)} ended with {end.code}")
+    pytest.fail(f"{program} has read no arguments")
+
+
+def hands_over(script, arguments, variables, tmp_path):
+    """What a shell script starts Python with; its environment's Python is one that only tells."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir(exist_ok=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "hiprune-setup-complete").touch()
+    env = {**os.environ, **variables, "VENV": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", script, *arguments], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("page", "text"), commands())
+def test_a_command_of_a_page_is_one_that_works(page, text, tmp_path):
+    for beginning, test in RUN_BY.items():
+        if text.startswith(beginning):
+            file, _, name = test.partition("::")
+            assert f"def {name}" in (ROOT / "tests" / file).read_text()
+            return
+    words = shlex.split(text)
+    variables = dict(word.split("=", 1) for word in words if WORDS.match(word))
+    program, *arguments = [word for word in words if not WORDS.match(word)]
+    if program == "bash":
+        script, *arguments = arguments
+        told = subprocess.run(["bash", script, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert told.returncode == 0
+        assert not [name for name in variables if name not in told.stdout]
+        started = hands_over(script, arguments, variables, tmp_path)
+        if started[:2] == ["-m", "scripts"]:
+            accepts("scripts", started[2:])
+    elif program.rpartition("/")[2] == "python":
+        module = arguments[0] == "-m"
+        accepts(arguments[module], arguments[1 + module :])
+    else:
+        pytest.fail(f"{page.name}: nothing runs {text!r}")
+
+
+@pytest.mark.parametrize("page", sorted({each.values[0] for each in blocks("python")}), ids=str)
+def test_the_python_of_a_page_runs_as_it_stands(page, monkeypatch, capsys):
+    """From the repository's folder, one block after the other."""
+    monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
+    names = {"__name__": "__main__"}
+    for language, block in BLOCK.findall(page.read_text()):
+        if language == "python" and not block.startswith("@register("):
+            exec(compile(block, str(page), "exec"), names)
+    if page.name == "README.md" and page.parent == ROOT:
+        assert capsys.readouterr().out.rstrip().endswith("ASSISTANT: Orange")
+
+
+def test_the_family_on_the_page_is_the_one_in_the_repository():
+    (block,) = (
+        each
+        for language, each in BLOCK.findall((ROOT / "docs/add-a-family.md").read_text())
+        if language == "python" and each.startswith("@register(")
+    )
+    classes = ast.parse(Path(qwen2_vl.__file__).read_text()).body
+    (kept,) = (each for each in classes if isinstance(each, ast.ClassDef))
+    if ast.get_docstring(kept) is not None:
+        kept.body = kept.body[1:]
+    assert ast.unparse(ast.parse(block)) == ast.unparse(kept)
+
+
+def test_every_link_of_a_page_leads_somewhere():
+    for page in PAGES:
+        text = BLOCK.sub("", page.read_text())
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in target:
+                continue
+            path, _, part = target.partition("#")
+            file = (page.parent / path) if path else page
+            assert file.exists(), f"{page.name}: {target}"
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE) if part else []
+            marks = [re.sub(r"[^\w\- ]", "", t).strip().lower().replace(" ", "-") for t in titles]
+            assert not part or part in marks, f"{page.name}: {target}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    assert hiprune.__version__ in (ROOT / "CHANGELOG.md").read_text()
