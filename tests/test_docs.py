@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import runpy
@@ -23,11 +24,15 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("assets/
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Commands that are run elsewhere, each with the test that does; a line's beginning is enough.
 RUN_BY = {
-    'pip install ".[transformers]"': "test_package.py::test_the_transformers_extra",
-    'pip install ".[llava]"': "test_package.py::test_the_llava_extra",
+    "pip install '.[transformers]'": "test_package.py::test_the_transformers_extra",
+    "pip install '.[llava]'": "test_package.py::test_the_llava_extra",
     "pip install --no-deps llava-torch": "test_package.py::test_the_llava_extra",
     "bash scripts/lock.sh": "test_package.py::test_shell_scripts_parse",
     "bash scripts/test.sh": "test_package.py::test_shell_scripts_parse",
+    "bash scripts/llava_eval/": "test_llava_eval.py::test_missing_data_is_one_message",
+    "python -m hiprune -m llava.eval": "test_launcher.py::test_the_module_gets_a_pruned_model",
+    "vllm serve": "test_vllm_settings.py::test_variables_and_overrides_say_the_same",
+    "curl": "test_docs.py::test_a_request_to_the_server_is_json",
 }
 WORDS = re.compile(r"^[A-Z_]+=")
 
@@ -100,14 +105,15 @@ def hands_over(script, arguments, variables, tmp_path):
 
 @pytest.mark.parametrize(("page", "text"), commands())
 def test_a_command_of_a_page_is_one_that_works(page, text, tmp_path):
+    words = shlex.split(text)
+    variables = dict(word.split("=", 1) for word in words if WORDS.match(word))
+    program, *arguments = words[len(variables) :]
+    command = shlex.join([program, *arguments])
     for beginning, test in RUN_BY.items():
-        if text.startswith(beginning):
+        if command.startswith(beginning):
             file, _, name = test.partition("::")
             assert f"def {name}" in (ROOT / "tests" / file).read_text()
             return
-    words = shlex.split(text)
-    variables = dict(word.split("=", 1) for word in words if WORDS.match(word))
-    program, *arguments = [word for word in words if not WORDS.match(word)]
     if program == "bash":
         script, *arguments = arguments
         told = subprocess.run(["bash", script, "--help"], cwd=ROOT, capture_output=True, text=True)
@@ -119,8 +125,21 @@ def test_a_command_of_a_page_is_one_that_works(page, text, tmp_path):
     elif program.rpartition("/")[2] == "python":
         module = arguments[0] == "-m"
         accepts(arguments[module], arguments[1 + module :])
+    elif program.endswith("/ruff"):
+        assert ruff(*arguments, "--help").returncode == 0
     else:
         pytest.fail(f"{page.name}: nothing runs {text!r}")
+
+
+def ruff(*arguments):
+    return subprocess.run([sys.executable, "-m", "ruff", *arguments], capture_output=True)
+
+
+def test_a_request_to_the_server_is_json():
+    for page in PAGES:
+        for body in re.findall(r"<<JSON\n(.*?)^JSON$", page.read_text(), re.DOTALL | re.MULTILINE):
+            (message,) = json.loads(body)["messages"]
+            assert {part["type"] for part in message["content"]} == {"image_url", "text"}
 
 
 @pytest.mark.parametrize("page", sorted({each.values[0] for each in blocks("python")}), ids=str)
