@@ -8,10 +8,12 @@ efficiency.flops        flops.py: FLOPs without weights
 tiny                    the small models of assets/: scenes, training, their lmms-eval task
 convert                 checkpoints of LLaVA from one package's format to the other's
 show                    one picture, and which of its tokens are kept
+demo                    demo.sh: a page to play with
 llava_eval              LLaVA's own evaluations, a shell script each
 env                     the environments: locks, and what sets them up
 ======================= ===========================================================================
 
 Imports go down: bench uses tables; efficiency, convert and tiny stand beside them; nothing imports
-bench. All may use benchmarks.py, what is evaluated, and the public names of hiprune.
+bench; demo uses show and tiny. All may use benchmarks.py, what is evaluated, and the public names
+of hiprune.
 """
