@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 
 from hiprune.errors import HiPruneError
-from hiprune.images import pad_to_square
+from hiprune.images import open_image, pad_to_square
 from hiprune.lmms.base import (
     DTYPES,
     PrunedLmms,
@@ -190,7 +190,7 @@ class HiPruneHf(PrunedLmms, lmms):
                 parts.append({"type": part.type})
                 visual = part.url
                 if part.type == "image" and not isinstance(visual, Image.Image):
-                    visual = Image.open(visual)
+                    visual = open_image(visual)
                 visuals.append(visual)
             conversation.append({"role": message.role, "content": parts})
         return conversation, visuals
