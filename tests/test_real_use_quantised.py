@@ -1,9 +1,8 @@
-"""Quantised checkpoints: linear layers whose weights are whole numbers, read by their module alone."""
+"""Quantised checkpoints: linear layers of whole numbers, which their module alone can read."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from family import DTYPE, close, forward
 from matrix import over_families
 from torch import Tensor, nn
