@@ -74,19 +74,7 @@ class HiPruneHf(PrunedLmms, lmms):
         check_arguments(unknown, prune, dtype, f"some of {', '.join(ARGUMENTS)}")
         pretrained = unquoted(pretrained)
         self._place(device, device_map)
-        self._config = AutoConfig.from_pretrained(pretrained, revision=revision)
-        loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        self._model = (
-            model_class(self._config, pretrained)
-            .from_pretrained(
-                pretrained,
-                revision=revision,
-                dtype=DTYPES[dtype],
-                device_map=self.device_map,
-                **loading,
-            )
-            .eval()
-        )
+        self._load(pretrained, revision, dtype, attn_implementation)
         self._config = self._model.config
         self._adapter = adapter_of(self._model)
         pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
@@ -111,6 +99,23 @@ class HiPruneHf(PrunedLmms, lmms):
                 "prompt": said if system_prompt is None else f"{said}, {system_prompt!r}",
                 "pad": self.pad,
             },
+        )
+
+    def _load(
+        self, pretrained: str, revision: str, dtype: str, attn_implementation: str | None
+    ) -> None:
+        config = AutoConfig.from_pretrained(pretrained, revision=revision)
+        loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        self._model = (
+            model_class(config, pretrained)
+            .from_pretrained(
+                pretrained,
+                revision=revision,
+                dtype=DTYPES[dtype],
+                device_map=self.device_map,
+                **loading,
+            )
+            .eval()
         )
 
     @property
