@@ -25,6 +25,7 @@ class Tiny:
         curve: those, a half before and half a ninth after them.
         layers: of the ablation's sweep over l.
         model_args: for lmms-eval's model, beside those of every run.
+        engine_args: of vLLM, where it answers: what a few cores of a CPU have room for.
     """
 
     asset: str
@@ -35,6 +36,9 @@ class Tiny:
     curve: tuple[int | float, ...]
     layers: tuple[int, ...]
     model_args: dict[str, int] = field(default_factory=dict)
+    engine_args: dict[str, object] = field(
+        default_factory=lambda: {"max_model_len": 2048, "max_num_seqs": 16, "enforce_eager": True}
+    )
 
     @property
     def task_folder(self) -> Path:
@@ -42,6 +46,14 @@ class Tiny:
         return TINY / "tasks" / self.scenes
 
 
+# Variables that vLLM needs to run on a few cores of a CPU, in one process.
+SMALL_ENGINE = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 LLAVA_TINY = Tiny(
     asset="llava-1.5-tiny",
     scenes="llava",

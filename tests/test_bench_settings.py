@@ -17,7 +17,7 @@ LLAVA, NEXT = BENCHMARKS["llava"], BENCHMARKS["llava_next"]
 SCRIPTS = {"bench_llava.sh": LLAVA, "bench_llava_next.sh": NEXT}
 VARIABLES = (
     "CKPT", "TASKS", "RETENTIONS", "HIPRUNE_RETENTION", "HIPRUNE_ALPHA", "HIPRUNE_OBJECT_LAYER",
-    "LIMIT", "NUM_PROCESSES", "OUTPUT", "VENV",
+    "LIMIT", "NUM_PROCESSES", "ENGINE", "ENGINE_ARGS", "OUTPUT", "VENV",
 )  # fmt: skip
 ONE_BUDGET = {"HIPRUNE_RETENTION": "64"}
 NO_INTEGER = ("", "abc", "0", "-1", "nan", "1.5", "1_0", "１", "0x10")

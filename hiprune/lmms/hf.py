@@ -78,19 +78,7 @@ class HiPruneHf(PrunedLmms, lmms):
         pretrained = unquoted(pretrained)
         self._check_family(pretrained, revision)
         self._place(device, device_map)
-        self._config = AutoConfig.from_pretrained(pretrained, revision=revision)
-        loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        self._model = (
-            model_class(self._config, pretrained)
-            .from_pretrained(
-                pretrained,
-                revision=revision,
-                dtype=DTYPES[dtype],
-                device_map=self.device_map,
-                **loading,
-            )
-            .eval()
-        )
+        self._load(pretrained, revision, dtype, attn_implementation)
         self._config = self._model.config
         self._adapter = adapter_of(self._model)
         pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
@@ -118,6 +106,7 @@ class HiPruneHf(PrunedLmms, lmms):
             },
         )
 
+<<<<<<< HEAD
     def _check_family(self, pretrained: str, revision: str) -> None:
         """Before any weight is read: another family's prompt would be one that it never saw."""
         if not self.families:
@@ -129,6 +118,24 @@ class HiPruneHf(PrunedLmms, lmms):
                 f"{' or '.join(self.families)}, or the model hiprune_hf, which asks each family by "
                 "its own chat template"
             )
+=======
+    def _load(
+        self, pretrained: str, revision: str, dtype: str, attn_implementation: str | None
+    ) -> None:
+        config = AutoConfig.from_pretrained(pretrained, revision=revision)
+        loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        self._model = (
+            model_class(config, pretrained)
+            .from_pretrained(
+                pretrained,
+                revision=revision,
+                dtype=DTYPES[dtype],
+                device_map=self.device_map,
+                **loading,
+            )
+            .eval()
+        )
+>>>>>>> w-serving
 
     @property
     def model(self) -> torch.nn.Module:

@@ -144,7 +144,8 @@ def why_nothing_runs(
 ) -> str | None:
     """Why even the small model cannot be evaluated in this environment; None where it can."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = read(benchmark, True, {"LIMIT": "2", "OUTPUT": folder})
+        engine = {"ENGINE": os.environ["ENGINE"]} if "ENGINE" in os.environ else {}
+        settings = read(benchmark, True, {"LIMIT": "2", "OUTPUT": folder, **engine})
         make_checkpoint(settings.benchmark.tiny)
         make_tiny_task(settings.benchmark.tiny)
         return runs_of(settings)[0].execute()
