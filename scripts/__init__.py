@@ -14,13 +14,8 @@ llava_eval              LLaVA's own evaluations, a shell script each
 env                     the environments: locks, and what sets them up
 ======================= ===========================================================================
 
-<<<<<<< HEAD
-Imports go down: bench uses tables; efficiency, convert and tiny stand beside them; nothing imports
-bench; demo uses show and tiny. All may use benchmarks.py, what is evaluated, and the public names
-of hiprune.
-=======
 Imports go down: bench uses tables; serving uses efficiency, tables and tiny; efficiency, convert
-and tiny stand beside them; nothing imports bench. All may use benchmarks.py, what is evaluated,
-guard.py, which ends what a program started, and the public names of hiprune.
->>>>>>> w-serving
+and tiny stand beside them; nothing imports bench; demo uses show and tiny. All may use
+benchmarks.py, what is evaluated, guard.py, which ends what a program started, and the public names
+of hiprune.
 """

@@ -127,6 +127,8 @@ def test_a_command_of_a_page_is_one_that_works(page, text, tmp_path):
     elif program.rpartition("/")[2] == "python":
         module = arguments[0] == "-m"
         accepts(arguments[module], arguments[1 + module :])
+    elif re.fullmatch(r"python3\.\d+ -m venv \S+", command):
+        return
     elif program.endswith("/ruff"):
         assert ruff(*arguments, "--help").returncode == 0
     else:

@@ -106,7 +106,6 @@ class HiPruneHf(PrunedLmms, lmms):
             },
         )
 
-<<<<<<< HEAD
     def _check_family(self, pretrained: str, revision: str) -> None:
         """Before any weight is read: another family's prompt would be one that it never saw."""
         if not self.families:
@@ -118,7 +117,7 @@ class HiPruneHf(PrunedLmms, lmms):
                 f"{' or '.join(self.families)}, or the model hiprune_hf, which asks each family by "
                 "its own chat template"
             )
-=======
+
     def _load(
         self, pretrained: str, revision: str, dtype: str, attn_implementation: str | None
     ) -> None:
@@ -135,7 +134,6 @@ class HiPruneHf(PrunedLmms, lmms):
             )
             .eval()
         )
->>>>>>> w-serving
 
     @property
     def model(self) -> torch.nn.Module:
