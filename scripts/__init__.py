@@ -7,7 +7,6 @@ efficiency.latency      bench_sys.py: time and memory, part by part
 efficiency.flops        flops.py: FLOPs without weights
 tiny                    the small models of assets/: scenes, training, their lmms-eval task
 convert                 checkpoints of LLaVA from one package's format to the other's
-show                    one picture, and which of its tokens are kept
 llava_eval              LLaVA's own evaluations, a shell script each
 env                     the environments: locks, and what sets them up
 ======================= ===========================================================================
