@@ -1,6 +1,7 @@
 """The repository as a package: a wheel that works elsewhere."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -215,7 +216,35 @@ def test_the_command_line_works_elsewhere(elsewhere):
         "try:\n    runpy.run_module('hiprune', run_name='__main__')\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
     )
-    assert "usage: python -m hiprune -m MODULE" in told
+    assert "usage: hiprune COMMAND" in told
+
+
+def test_the_command_is_installed_elsewhere(elsewhere):
+    """pip writes it; it draws without the scripts, and says that it has no small models."""
+    program = elsewhere.target / "bin" / "hiprune"
+
+    def run(*arguments):
+        paths = {"PYTHONPATH": str(elsewhere.target), "PATH": os.environ["PATH"]}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", program, *arguments], cwd=elsewhere.target,
+            env=paths, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    assert run("--version") == (0, f"hiprune {hiprune.__version__}\n", "")
+    code, out, _ = run("env")
+    assert code == 0
+    assert out.startswith(f"hiprune: {hiprune.__version__} (installed in {elsewhere.target}")
+    code, out, err = run("show", "--help")
+    assert code == 0 and "usage: hiprune show" in out
+    if find_spec("llava") is None:  # transformers' own models
+        code, out, err = run("show", str(ROOT / "assets" / "kept_tokens.png"))
+        assert (code, out) == (2, "")
+        assert "--model tiny: no " in err and "which a clone of the repository has" in err
+        model = ("--model", str(ROOT / "assets" / "llava-1.5-tiny"), "--out", "x.png")
+        code, out, err = run("show", str(ROOT / "assets" / "kept_tokens.png"), *model)
+        assert code == 0, err
+        assert out.endswith("wrote x.png\n") and (elsewhere.target / "x.png").is_file()
 
 
 def test_torchvision_imports_and_resizes(elsewhere):

@@ -53,7 +53,6 @@ CSS = """
 footer { display: none !important; }
 """
 
-from gradio.events import Dependency
 
 class Picture(gr.Image):
     """An image whose file is opened by us, so that a bad one is told in our words."""
@@ -62,7 +61,9 @@ class Picture(gr.Image):
 
     def preprocess(self, payload: Any) -> str | None:
         return payload.path if payload is not None else None
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
     if TYPE_CHECKING:
         from gradio.components import Timer
