@@ -27,7 +27,7 @@ from hiprune.lmms.checkpoint import model_class
 from hiprune.lmms.hf import ARGUMENTS, HiPruneHf
 from hiprune.lmms.llava_hf import LlavaHfHiPrune
 from hiprune.lmms.qwen import Qwen25VLHiPrune
-from hiprune.models.base import adapter_of
+from hiprune.models.registry import adapter_of
 from hiprune.models.vllm_plugin import MODELS, engine_name
 
 
