@@ -22,10 +22,10 @@ pytest.importorskip("gradio")
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.images import open_image, pad_to_square
+from hiprune.show.checkpoints import find_checkpoint
 from scripts.demo import __main__ as program
 from scripts.demo import asking, drawn, layout, page
 from scripts.demo.loaded import Loaded, Settings
-from scripts.show.checkpoints import find_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("tiny-llava", "tiny-llava-next", "tiny-qwen")

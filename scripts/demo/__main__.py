@@ -49,7 +49,7 @@ def serve(arguments: list[str], environ: Mapping[str, str]) -> None:
     print(f"demo: loading {name}", flush=True)
     import torch
 
-    from scripts.show.checkpoints import find_checkpoint
+    from hiprune.show.checkpoints import find_checkpoint
 
     try:
         checkpoint = find_checkpoint(name)

@@ -12,7 +12,7 @@ import torch
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError, PruneHandle
-from scripts.show.checkpoints import PIXELS, Checkpoint
+from hiprune.show.checkpoints import PIXELS, Checkpoint
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hiprune.figures.colours import BLUE, GREEN, VERMILION, YELLOW
+from hiprune.figures.colours import BLUE, GREY, ORANGE, SKY, VERMILION, tidy
+from scripts.efficiency.latency.clock import OTHER
 from scripts.efficiency.latency.report import TITLES
 from scripts.efficiency.latency.rounds import Rounds, Row, Summary, summarise, values_of
 from scripts.efficiency.latency.spans import PARTS
 
-COLOURS = (BLUE, VERMILION, YELLOW, GREEN)
+# In the order in which they run; from light to dark and back where they touch.
+COLOURS = dict(zip((*PARTS, OTHER), (SKY, VERMILION, ORANGE, BLUE, GREY), strict=True))
 
 
 def draw(record: dict[str, Any], rounds: Rounds, file: Path) -> bool:
@@ -24,36 +27,67 @@ def draw(record: dict[str, Any], rounds: Rounds, file: Path) -> bool:
 
     figure = Figure(figsize=(8, 1.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    bars: Callable = _stacked if record["settings"]["part"] == "all" else _plain
-    bars(axes, rows)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(textwrap.fill(record["title"], 90), fontsize=10, loc="left")
+    if record["settings"]["part"] == "all":
+        parts = {_label(row): {p: _summary(row, p).median for p in COLOURS} for row in rows}
+        stacked(axes, parts)
+    else:
+        _plain(axes, rows)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.invert_yaxis()
+    tidy(axes, textwrap.fill(record["title"], 90), axes.get_xlabel())
     figure.savefig(file, dpi=150)
     return True
 
 
-def _stacked(axes: Any, rows: Sequence[Row]) -> None:
+def stacked(axes: Any, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A bar a setting, and its parts' times beside it, which add up to what stands for the bar.
+
+    Args:
+        axes: to draw into, with room for the times on the right of it.
+        rows: setting, the first on top -> part, of COLOURS -> seconds.
+    """
+    most = max(sum(parts.values()) for parts in rows.values())
+    unit, name = (1, "s") if most >= 1 else (1e3, "ms")
+    places = range(len(rows))
     left = [0.0] * len(rows)
-    for part, colour in zip(PARTS, COLOURS, strict=True):
-        widths = [1e3 * _summary(row, part).median for row in rows]
-        axes.barh(
-            range(len(rows)), widths, left=left, color=colour, edgecolor="white", label=TITLES[part]
-        )
+    for part, colour in COLOURS.items():
+        widths = [unit * parts[part] for parts in rows.values()]
+        axes.barh(places, widths, left=left, height=0.7, color=colour)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    for place, row in enumerate(rows):
-        if "kept_tokens" in row.facts:
-            row_tokens = f"{row.facts['kept_tokens']} tokens"
-        else:
-            row_tokens = f"{row.samples[-1]['kv_tokens'] - row.facts['text_tokens']:.0f} tokens"
-        axes.annotate(
-            row_tokens, (left[place], place), (4, 0), textcoords="offset points", va="center",
-            fontsize=8,
-        )  # fmt: skip
-    axes.set_xlabel("ms, median of each part")
-    axes.margins(x=0.14)
-    axes.figure.legend(loc="outside lower center", ncols=len(PARTS), frameon=False, fontsize=9)
+    axes.set(yticks=places, yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlabel(f"{name}: medians of the parts, and their sum")
+    digits = 2 if unit * most < 100 else 0
+    # A column a part, its head the legend's entry.
+    columns = {"sum": "black", **COLOURS}
+    for number, (part, colour) in enumerate(columns.items()):
+        title = textwrap.fill({"sum": "sum", **TITLES}[part].replace(" and", ","), 9)
+        put = {"ha": "right", "fontsize": 8, "transform": axes.get_yaxis_transform()}
+        x = 1.11 + 0.125 * number
+        axes.text(x, -0.55, title, va="bottom", color=colour, weight="bold", **put)
+        for place, parts in zip(places, rows.values(), strict=True):
+            texts = summing([unit * parts[p] for p in COLOURS], digits)
+            axes.text(x, place, texts[number], va="center", **put)
+
+
+def summing(values: Sequence[float], digits: int) -> list[str]:
+    """The sum, and the values, so rounded that they add up to it as they are written."""
+    step = 10.0**-digits
+    total = round(math.fsum(values) / step)
+    whole = [math.floor(value / step) for value in values]
+    rests = [value / step - floor for value, floor in zip(values, whole, strict=True)]
+    # Up go those that lose most otherwise.
+    order = sorted(range(len(values)), key=lambda n: -rests[n])
+    for number in order[: total - sum(whole)]:
+        whole[number] += 1
+    return [f"{number * step:.{digits}f}" for number in (total, *whole)]
+
+
+def _label(row: Row) -> str:
+    if "kept_tokens" in row.facts:
+        tokens = row.facts["kept_tokens"]
+    else:
+        tokens = row.samples[-1]["kv_tokens"] - row.facts["text_tokens"]
+    return f"{row.label}\n{tokens:.0f} tokens"
 
 
 def _plain(axes: Any, rows: Sequence[Row]) -> None:
@@ -66,11 +100,11 @@ def _plain(axes: Any, rows: Sequence[Row]) -> None:
     places = range(len(rows))
     if 0 < 100 * min(medians) < max(medians):
         # On one linear axis the longest would hide all others; a bar has no length on a log one.
-        axes.errorbar(medians, places, xerr=whiskers, fmt="o", color=COLOURS[0], capsize=3)
+        axes.errorbar(medians, places, xerr=whiskers, fmt="o", color=BLUE, capsize=3)
         axes.set_xscale("log")
         axes.grid(axis="x", alpha=0.3)
     else:
-        axes.barh(places, medians, xerr=whiskers, color=COLOURS[0], capsize=3)
+        axes.barh(places, medians, xerr=whiskers, color=BLUE, capsize=3)
     axes.set_xlabel("ms, median and quartiles")
 
 
