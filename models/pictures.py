@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hiprune.models.base import adapter_of
 from hiprune.models.internvl import tokens_of
+from hiprune.models.registry import adapter_of
 from hiprune.models.tokens import Tokens
 from torch import Tensor
 

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 LLAVA_ALONE = (
     "ablation",
     "bench",
+    "bench_engine",
     "bench_run",
     "bench_settings",
     "bench_tables",
@@ -41,10 +42,11 @@ LLAVA_ALONE = (
     "table_compare",
     "table_formats",
     "table_layouts",
+    "table_runs",
     "tables",
     "task_registry",
 )
-QWEN_ALONE = ("scores_triton",)
+QWEN_ALONE = ("demo", "demo_browser", "scores_triton")
 _elsewhere = LLAVA_ALONE if find_spec("llava") is None else QWEN_ALONE
 collect_ignore = [f"test_{name}.py" for name in _elsewhere]
 # vLLM's environment runs what is about vLLM, which the others do not have.
@@ -60,6 +62,7 @@ else:
 LONG = (
     "notebooks",
     "bench",
+    "bench_engine",
     "llava_eval",
     "standin",
     "bench_qwen",
@@ -85,6 +88,11 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if find_spec("vllm") is None:
+        terminalreporter.write_line("no vLLM here: test_vllm_*.py left out (ONLY=vllm runs them)")
 
 
 @pytest.fixture(autouse=True)

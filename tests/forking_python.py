@@ -5,8 +5,8 @@ Scripts and notebooks under test start Python many times; to import torch anew t
     with serving("torch", "llava") as place:
         run(place, ["program.py", "argument"])  # the exit status; also ["-m", "module", "argument"]
 
-and, in a process of its own, `python forking_python.py PLACE program.py argument`. Who asked may be
-killed: the program ends with it.
+and, in a process of its own, `python forking_python.py PLACE program.py argument`; or by the command
+that ``write_python`` writes. Who asked may be killed: the program ends with it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,26 @@ from pathlib import Path
 
 
 @contextmanager
-def serving(*modules: str) -> Iterator[str]:
-    """The socket of one that runs within the block, and has imported these."""
+def serving(*modules: str, options: tuple[str, ...] = ()) -> Iterator[str]:
+    """The socket of one that runs within the block with Python's options, and has imported these."""
     # A folder of its own for the short name that a socket must have.
     with tempfile.TemporaryDirectory() as folder:
         place = f"{folder}/socket"
-        command = [sys.executable, "-W", "ignore", __file__, "--serve", place, *modules]
+        command = [sys.executable, *options, "-W", "ignore", __file__, "--serve", place, *modules]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
             try:
                 assert server.stdout.readline() == b"ready\n"
                 yield place
             finally:
                 server.kill()
+
+
+def write_python(file: Path, place: str) -> None:
+    """A command that is taken for Python: programs that start others by it fork these, too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    command = f'FORKING_PYTHON="$0" exec "{sys.executable}" -S "{__file__}" "{place}" "$@"'
+    file.write_text(f"#!/bin/sh\n{command}\n")
+    file.chmod(0o755)
 
 
 def run(place: str, arguments: list[str]) -> int:
@@ -80,6 +88,7 @@ def _become(client: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(request["variables"])
     sys.argv = request["arguments"]
+    _start()
     threading.Thread(target=_end_with, args=(client,), daemon=True).start()
     status = 0
     try:
@@ -101,6 +110,20 @@ def _become(client: socket.socket) -> None:
     sys.stderr.flush()
     client.sendall(str(status).encode())
     os._exit(0)
+
+
+def _start() -> None:
+    """What Python does of its command line and variables before it runs the program."""
+    sys.executable = os.environ.pop("FORKING_PYTHON", sys.executable)
+    sys.orig_argv = [sys.executable, *sys.argv]
+    while sys.argv[0] in ("-S", "-u", "-W"):
+        del sys.argv[: 2 if sys.argv[0] == "-W" else 1]
+    named = "" if sys.flags.isolated else os.environ.get("PYTHONPATH", "")
+    folders = [folder for folder in named.split(os.pathsep) if folder]
+    sys.path[1:1] = folders
+    for file in (Path(folder, "sitecustomize.py") for folder in folders):
+        if file.is_file():
+            runpy.run_path(str(file))
 
 
 def _end_with(client: socket.socket) -> None:

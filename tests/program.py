@@ -1,4 +1,4 @@
-"""A Python program run in this process, for tests that are not about the process.
+"""A Python program run in this process or a fork of it, for tests that are not about its start.
 
 To start one and import torch takes seconds, in which most of these programs are long done.
 """
@@ -9,6 +9,7 @@ import os
 import runpy
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -43,3 +44,35 @@ def run_here(
                 print(status, file=err)
             status = status if isinstance(status, int) else int(status is not None)
     return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
+
+
+def run_for_no_reader(program: Path, *arguments: object) -> tuple[int, str]:
+    """(exit status, standard error) of a program whose output nobody reads, as after ``| true``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    told, errors = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(writer, 1)
+        os.dup2(errors, 2)
+        status = 1
+        try:
+            sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)
+            sys.argv = [str(program), *map(str, arguments)]
+            sys.path.insert(0, str(program.parent))
+            try:
+                runpy.run_path(str(program), run_name="__main__")
+                status = 0
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            sys.stdout.flush()  # as Python does at its end
+        except BaseException:
+            traceback.print_exc()
+            status = 120
+        finally:
+            os._exit(status)
+    os.close(writer)
+    os.close(errors)
+    with open(told) as file:
+        text = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text

@@ -1,8 +1,8 @@
 """The bench scripts as a user starts them: real evaluations of the tiny checkpoints by lmms-eval.
 
-Each launch takes ten seconds and more, so that one story is told by few of them: a command is
-interrupted, started again until its good task is done and its bad one has failed, and once more.
-What is not about the processes runs in this one.
+Each launch takes seconds, so that one story is told by few of them: a command is interrupted,
+started again until its good task is done and its bad one has failed, and once more. What is not
+about the processes runs in this one.
 """
 
 import json
@@ -19,8 +19,10 @@ import pytest
 pytest.importorskip("llava", reason="the llava package lives in .venv-llava alone")
 
 from bench_in_process import VARIABLES, bench_here
+from forking_python import serving, write_python
 
 ROOT = Path(__file__).resolve().parents[1]
+FEW_TASKS = str(ROOT / "tests" / "few_tasks")
 GOOD, BAD = "hiprune_tiny", "pope"  # whose data --tiny, off the hub, does not get
 LIMIT = 5  # odd: two processes cannot share it out evenly; a question of each kind
 SETTINGS = {"HIPRUNE_RETENTION": "17", "HIPRUNE_ALPHA": "0.25", "HIPRUNE_OBJECT_LAYER": "5"}
@@ -33,7 +35,7 @@ def start(folder, script="bench_llava.sh", **variables):
     env = {name: value for name, value in os.environ.items() if name not in ours}
     # Without a GPU everywhere; and one thread, so that answers do not hang on the order of sums.
     env |= {"VENV": sys.prefix, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    env |= {"OUTPUT": "the logs", "LIMIT": str(LIMIT), **variables}
+    env |= {"PYTHONPATH": FEW_TASKS, "OUTPUT": "the logs", "LIMIT": str(LIMIT), **variables}
     command = ["bash", str(ROOT / script), "--tiny"]
     # What is ignored here would be ignored there, and the shell of a background job ignores it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -187,8 +189,18 @@ def test_started_again_it_tries_what_failed(again):
     assert "| 17" in output
 
 
-def test_two_processes_give_the_scores_of_one(finished, folder, tmp_path):
-    status, output = bench(tmp_path, NUM_PROCESSES="2", **SETTINGS)
+@pytest.fixture
+def forking_venv(tmp_path):
+    """All the Pythons of a bench script, forks of one that has the slow imports done."""
+    modules = ("torch.distributed.run", "lmms_eval.__main__", "llava.model.builder")
+    with serving(*modules, "hiprune.lmms.llava") as place:
+        write_python(tmp_path / "venv" / "bin" / "python", place)
+        (tmp_path / "venv" / "hiprune-setup-complete").touch()
+        yield str(tmp_path / "venv")
+
+
+def test_two_processes_give_the_scores_of_one(finished, folder, forking_venv, tmp_path):
+    status, output = bench(tmp_path, VENV=forking_venv, NUM_PROCESSES="2", **SETTINGS)
     assert status == 0, output
     (log,) = tmp_path.glob("the logs/*/*/*/log.txt")
     for rank in (0, 1):
@@ -223,11 +235,15 @@ def test_llava_next(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [("HIPRUNE_RETENTION", "577", "1 to 576"), ("LIMIT", "none", "an integer of at least 1")],
+    ("start", "name", "value", "expected"),
+    [
+        (bench, "HIPRUNE_RETENTION", "577", "1 to 576"),
+        (bench_in_this_process, "LIMIT", "none", "an integer of at least 1"),
+    ],
+    ids=["HIPRUNE_RETENTION", "LIMIT"],
 )
-def test_a_bad_value_ends_it_at_once(tmp_path, name, value, expected):
-    status, output = bench(tmp_path, **{name: value})
+def test_a_bad_value_ends_it_at_once(tmp_path, start, name, value, expected):
+    status, output = start(tmp_path, **{name: value})
     assert status == 2
     assert output.startswith(f"{name}={value!r}: expected ") and expected in output
     assert output.count("\n") == 1

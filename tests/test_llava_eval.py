@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forking_python import serving
+from forking_python import serving, write_python
 from llava_eval_runs import (
     BENCHMARKS,
     SCRIPTS,
@@ -30,7 +30,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server():
-    with serving("llava.eval.m4c_evaluator", "pandas", "hiprune.launcher") as place:
+    modules = ("llava.model.builder", "llava.eval.m4c_evaluator", "pandas", "openpyxl")
+    with serving(*modules, "hiprune.launcher", "hiprune.models.llava") as place:
         yield place
 
 
@@ -264,13 +265,25 @@ def is_running(pid):
     return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.fixture
+def venv(server, tmp_path):
+    """Its Python is a fork of a warm one, but where a model is asked about MMBench."""
+    forking, python = tmp_path / "forking-python", tmp_path / "venv" / "bin" / "python"
+    write_python(forking, server)
+    python.parent.mkdir(parents=True)
+    anew = f'case "$*" in *model_vqa_mmbench*) exec "{sys.executable}" "$@" ;; esac'
+    python.write_text(f'#!/bin/sh\n{anew}\nexec "{forking}" "$@"\n')
+    python.chmod(0o755)
+    return python.parents[1]
+
+
 @pytest.mark.parametrize("benchmark", ["textvqa", "mmbench_cn", "vqav2"])
-def test_the_packages_own_modules_run(benchmark, tiny_llava, data, tmp_path):
+def test_the_packages_own_modules_run(benchmark, tiny_llava, data, venv, tmp_path):
     """From the script to the file to submit, with a real (tiny) model under the launcher."""
     done = bash(
         benchmark,
         PYTHONPATH=TESTS / "cuda_on_cpu",
-        VENV=sys.prefix,
+        VENV=venv,
         CKPT=tiny_llava,
         DATA=data,
         OUTPUT=tmp_path,

@@ -11,8 +11,8 @@ from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.figures.maps import received_attention_maps
 from hiprune.images import pad_to_square
-from hiprune.models.base import adapter_of
 from hiprune.models.pictures import picture
+from hiprune.models.registry import adapter_of
 from hiprune.patching import prune
 
 if TYPE_CHECKING:
