@@ -33,7 +33,7 @@ def selection_figure(
     image: Image, selection: TokenSelection, grids: Sequence[TokenGrid], title: str = ""
 ) -> Figure:
     """A panel a grid, and the legend with the counts of all (paper, figure of retained tokens)."""
-    figure, panels = _panels([grids], 0.8 + 0.3 * bool(title))
+    figure, panels = _panels([grids], 0.8)
     for axes, grid in zip(panels[0], grids, strict=True):
         paint_selection(axes, image, selection, grid)
         axes.set_title(caption(selection, grid), fontsize=9)
@@ -102,7 +102,7 @@ def tokens_figure(
     widths = [max(_TITLE, *wide), max(_NARROW, 0.46 * max(wide)), max(_TITLE, *wide)]
     heights = [max(1.9, inches) + 0.35 for inches in high]
     lines = [textwrap.wrap(text, 46) or ["nothing"] for text in answers or ()]
-    more = 1.25 + 0.3 * bool(title) + 0.2 * max((len(found) + 1 for found in lines), default=0)
+    more = 1.25 + 0.2 * max((len(found) + 1 for found in lines), default=0)
     figure = Figure(figsize=(sum(widths) + 0.3, sum(heights) + more), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.05)
     halves = [inches for inches in heights for _ in range(2)]
@@ -208,9 +208,15 @@ def add_colour_bar(
 
 
 def _head(figure: Figure, title: str, question: str = "") -> None:
-    lines = [*textwrap.wrap(question, int(11 * figure.get_figwidth())), title]
+    """Lines above all else, for which the figure grows."""
+    lines = [*textwrap.wrap(question, int(11 * figure.get_figwidth())), *([title] if title else [])]
+    if not lines:
+        return
+    high = figure.get_figheight() + (more := 0.17 * len(lines) + 0.16)  # inches
+    figure.set_figheight(high)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - more / high))
     # Not a formula, whatever signs a question has.
-    figure.suptitle("\n".join(filter(None, lines)) or None, fontsize=10, parse_math=False)
+    figure.suptitle("\n".join(lines), y=1 - 0.06 / high, va="top", fontsize=10, parse_math=False)
 
 
 def _panels(rows: Sequence[Sequence[TokenGrid]], more: float) -> tuple[Figure, list[list[Axes]]]:
