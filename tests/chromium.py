@@ -21,7 +21,7 @@ OPTIONS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0",
 )  # fmt: skip
-PATIENCE = 60  # seconds; a busy machine
+PATIENCE = 180  # seconds; a busy machine
 
 
 class Chromium:

@@ -22,7 +22,7 @@ pytest.importorskip("gradio")
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.images import open_image, pad_to_square
-from hiprune.show.checkpoints import find_checkpoint
+from hiprune.show.checkpoints import ALIASES, TINY, find_checkpoint
 from scripts.demo import __main__ as program
 from scripts.demo import asking, drawn, layout, page
 from scripts.demo.loaded import Loaded, Settings
@@ -186,11 +186,11 @@ def test_files_that_are_no_pictures_are_told_in_a_line(photo, tmp_path, monkeypa
     for name in ("text.png", "cut.jpg", "huge.png", "folder.png", "none.png"):
         cleared, _, *pictures, summary, _, _, notice = page_of().show(str(tmp_path / name), *start)
         assert (cleared, pictures, summary) == (None, [None, None], "")
-        assert name in lines(notice) and "expected" in lines(notice)
+        assert lines(notice).startswith(f"{name}: ") and "expected" in lines(notice)
     assert "no picture: expected one" in lines(page_of().show(None, *start)[-1])
     Image.new("RGB", (3, 900)).save(tmp_path / "thin.png")
     notice = page_of("tiny-qwen").show(str(tmp_path / "thin.png"), *start)[-1]
-    assert lines(notice).startswith("a picture of 3 x 900: ")
+    assert lines(notice).startswith("image of 3 x 900 pixels: the model&#x27;s image processor")
     assert not caplog.records, "these are the user's, no fault of the page"
 
 
@@ -368,6 +368,7 @@ def test_it_ends_quietly(capsys, monkeypatch):
 
     monkeypatch.setattr(program, "_until_it_ends", interrupted)
     assert program.main(["--tiny"], {"PORT": str(port)}) == 0
+    assert set(program.SMALL) == {*ALIASES, *TINY}
     out, err = capsys.readouterr()
     assert out.endswith(f"demo: http://127.0.0.1:{port}/ shows tiny (Ctrl-C ends it)\n")
     assert err == "" and not folders[0].exists()
