@@ -41,6 +41,7 @@ CSS = """
   padding: 8px 12px; margin: 0; }
 #notice p.wait { color: #7a4a00; background: #fff6e5; border-color: #f0d5a3; }
 #picture img, #kept img, #maps img { width: 100%; height: 100%; object-fit: contain; }
+#kept img, #maps img { padding-top: 30px; box-sizing: border-box; } /* below their labels */
 #scenes { padding: 0; min-height: 0; overflow: hidden; }
 #scenes .grid-wrap { overflow: hidden; padding: 0; }
 #scenes .grid-container { grid-template-columns: repeat(6, 1fr); gap: 6px; padding: 0; }
@@ -84,13 +85,15 @@ def build(loaded: Loaded) -> gr.Blocks:
     seen = page.seen(str(first.path))
     start = loaded.settings(seen.tokens)
     shown = page.kept(seen, start, first.question)
+    # The kept tokens are a panel a grid, the maps two.
+    scales = (9, 14) if len(seen.made.grids) == 1 else (14, 10)
     with gr.Blocks(title="HiPrune", analytics_enabled=False) as blocks:
         gr.HTML(_head(loaded), elem_id="head")
         notice = gr.HTML("", elem_id="notice")
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 picture = Picture(
-                    str(first.path), label="Picture", sources=["upload", "clipboard"], height=350,
+                    str(first.path), label="Picture", sources=["upload", "clipboard"], height=372,
                     type="filepath", elem_id="picture", buttons=[],
                 )  # fmt: skip
                 scenes = gr.Gallery(
@@ -108,13 +111,14 @@ def build(loaded: Loaded) -> gr.Blocks:
                 with gr.Row():
                     kept = gr.Image(
                         shown[0], label="Kept tokens", interactive=False, format="png",
-                        elem_id="kept", buttons=["fullscreen"], scale=9, height=350, min_width=240,
+                        elem_id="kept", buttons=["fullscreen"], scale=scales[0], height=372,
+                        min_width=240,
                     )  # fmt: skip
                     maps = gr.Image(
                         drawn.attention(seen, start.object_layer),
                         label="Attention received: layer l, output layer", interactive=False,
-                        format="png", elem_id="maps", buttons=["fullscreen"], scale=14, height=350,
-                        min_width=300,
+                        format="png", elem_id="maps", buttons=["fullscreen"], scale=scales[1],
+                        height=372, min_width=300,
                     )  # fmt: skip
                 with gr.Row():
                     budget = gr.Slider(
