@@ -53,7 +53,6 @@ CSS = """
 footer { display: none !important; }
 """
 
-
 class Picture(gr.Image):
     """An image whose file is opened by us, so that a bad one is told in our words."""
 
@@ -65,10 +64,10 @@ class Picture(gr.Image):
     from typing import TYPE_CHECKING, Any, Literal
 
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 def build(loaded: Loaded) -> gr.Blocks:
     """The page of a loaded model, its first example shown."""
@@ -162,7 +161,6 @@ def build(loaded: Loaded) -> gr.Blocks:
         )  # fmt: skip
     return blocks
 
-
 def launch(blocks: gr.Blocks, port: int) -> str:
     """Serve the page on this machine alone, and come back; its address.
 
@@ -184,7 +182,6 @@ def launch(blocks: gr.Blocks, port: int) -> str:
         raise HiPruneError(f"PORT={port}: taken; expected a free port of {HOST}") from error
     return address
 
-
 class _Policy:
     """POLICY on every answer."""
 
@@ -198,7 +195,6 @@ class _Policy:
             await send(message)
 
         await self.app(scope, receive, sending if scope["type"] == "http" else send)
-
 
 def _head(loaded: Loaded) -> str:
     size, start = loaded.layers, loaded.start
