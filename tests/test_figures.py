@@ -159,8 +159,8 @@ def test_buffers_past_the_end_of_a_row_are_told():
         assert stray_buffers(*masks).flatten().nonzero().flatten().tolist() == stray
         figure = selection_figure(image, selection, [grid])
         texts = [text.get_text() for text in figure.legends[0].get_texts()]
-        told = [text.replace("\n", " ") for text in texts if "past" in text]
-        whole = f"{len(stray)} of the buffers: past the end of an anchor's row, or of the grid"
+        told = [text.replace("\n", " ") for text in texts if "wrapped" in text]
+        whole = f"{len(stray)} of these wrapped round the end of a row or the grid"
         assert told == [whole] * len(stray)
         rendered(figure)
         outlines[neighborhood] = [len(patch.get_path()) for patch in figure.axes[0].patches]

@@ -154,13 +154,12 @@ def add_legend(figure: Figure, selection: TokenSelection, grids: Sequence[TokenG
     for kind, count in counts(selection).items():
         signs.append(Sign(kind if kind in COLOURS else None))
         labels.append(f"{count} {kind if count == 1 or kind == 'dropped' else kind + 's'}")
-    stray = sum(
-        int(stray_buffers(*(grid.values(m) for m in (selection.anchor, selection.buffer))).sum())
-        for grid in grids
-    )
+    masks = [[grid.values(m) for m in (selection.anchor, selection.buffer)] for grid in grids]
+    stray = sum(int(stray_buffers(*pair).sum()) for pair in masks)
     if stray:
-        labels.append(f"{stray} of the buffers: past the end of an anchor's row, or of the grid")
-        signs.append(Sign("buffer", dashed=True))
+        place = list(COLOURS).index("buffer") + 1
+        labels.insert(place, f"{stray} of these wrapped round the end of a row or the grid")
+        signs.insert(place, Sign("buffer", dashed=True))
     kept, total = int(selection.keep.sum()), selection.keep.numel()
     kinds_legend(
         figure, signs, labels, f"{kept} of {total} tokens kept ({100 * kept / total:.1f} %)"
@@ -172,7 +171,7 @@ def kinds_legend(
 ) -> None:
     """A legend of signs beneath a figure."""
     inches = figure.get_figwidth() - 0.2
-    letter, sign = 0.075, 0.6  # inches, at most
+    letter, sign = 0.07, 0.55  # inches, at most
     labels = [textwrap.fill(label, int((inches - sign) / letter)) for label in labels]
     lengths = [max(map(len, label.split("\n"))) * letter + sign for label in labels]
     columns = len(labels)
