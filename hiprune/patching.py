@@ -8,18 +8,7 @@ from typing import Any
 
 from hiprune.config import HiPruneConfig
 from hiprune.handle import PruneHandle
-from hiprune.models.base import ADAPTERS, adapter_of
-
-# (package, class) of what is put around a model -> the attribute that holds it.
-_WRAPPERS = {
-    ("torch", "OptimizedModule"): "_orig_mod",
-    ("torch", "DistributedDataParallel"): "module",
-    ("torch", "DataParallel"): "module",
-    ("torch", "FullyShardedDataParallel"): "module",
-    ("deepspeed", "DeepSpeedEngine"): "module",
-    ("peft", "PeftModel"): "base_model",
-    ("peft", "BaseTuner"): "model",
-}
+from hiprune.models.registry import adapter_of, unwrapped
 
 
 def apply(model: Any, config: HiPruneConfig | None = None, text: Any = None) -> PruneHandle:
@@ -27,7 +16,7 @@ def apply(model: Any, config: HiPruneConfig | None = None, text: Any = None) -> 
 
     Args:
         model: LLaVA-1.5 or LLaVA-NeXT, of the `llava` package or of transformers, or another of
-            transformers' models that :data:`hiprune.models.base.ADAPTERS` names (Qwen2-VL,
+            transformers' models that :data:`hiprune.models.registry.ADAPTERS` names (Qwen2-VL,
             Qwen2.5-VL, Qwen3-VL, ...). A model in a wrapper (peft's, torch.compile's, DDP's,
             DeepSpeed's) is taken out of it: the wrapper then runs the patched model.
         config: the hyper-parameters; unless given, HIPRUNE_* variables and the defaults of the
@@ -57,17 +46,3 @@ def prune(
         yield handle
     finally:
         handle.remove()
-
-
-def unwrapped(model: Any) -> Any:
-    """The model that wrappers such as PeftModel or DistributedDataParallel hold."""
-    while (name := _wrapping(model)) is not None:
-        model = getattr(model, name)
-    return model
-
-
-def _wrapping(model: Any) -> str | None:
-    names = [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(model).__mro__]
-    if any(name in ADAPTERS for name in names):
-        return None
-    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)

@@ -1,6 +1,7 @@
 """One adapter a model family: what HiPrune changes in that family's released code.
 
-Importing this package fills the registry (:mod:`hiprune.models.base`) and imports no model package.
+Importing this package fills the registry (:mod:`hiprune.models.registry`); it imports no package
+that models come from.
 """
 
 from hiprune.models import (

@@ -32,6 +32,7 @@ from hiprune.models.clip_layer import (
 from hiprune.models.clip_pass import LOOKS, PASS, TOKENS, Pass, pass_of
 from hiprune.models.clip_text import ClipText
 from hiprune.models.tokens import Tokens
+from hiprune.models.views import check_budget
 from torch import Tensor
 
 from hiprune.capture import AttentionCapture, ScoredLayer, observed
@@ -102,15 +103,8 @@ class ClipTower:
                 f"object_layer={config.object_layer}: expected 1 to {n_layers}, the layers of "
                 "this model's vision tower"
             )
-        if max_views is None or not isinstance(config.retention, int):
-            return
-        most = max_views * self.tokens.count
-        if not max_views <= config.retention <= most:
-            what = f"{max_views} views of {self.tokens.count}" if max_views > 1 else "one view"
-            raise HiPruneError(
-                f"retention={config.retention}: expected {max_views} to {most} tokens per image "
-                f"({what} in this model)"
-            )
+        if max_views is not None:
+            check_budget(config.retention, max_views, self.tokens.count, least=max_views)
 
     def _looks(self) -> dict[int, Look]:
         """Layer -> what the method needs of it."""

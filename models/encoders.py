@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hiprune.models.base import register
+from hiprune.models.registry import register
 from torch import Tensor, nn
 
 from hiprune.capture import ScoredLayer, captured

@@ -14,23 +14,27 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, Transformers, register
+from hiprune.models.base import Transformers
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_layer import patch_columns
 from hiprune.models.clip_run import run_tower
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.registry import register
 from hiprune.models.tokens import Tokens
-from hiprune.models.views import flat_indices
+from hiprune.models.views import check_budget, flat_indices
+from hiprune.models.visuals import Encoded, Kind
 from torch import Tensor
 
 from hiprune.config import Family, HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 
-# 12 tiles and a thumbnail of 256 tokens. l is as deep as the paper's of CLIP; the paper has no
-# numbers of InternVL.
+# The most of an image, as the processor cuts it unless told otherwise: 12, and a thumbnail. The
+# model's configuration does not say.
+_TILES = 13
+# Tiles of 256 tokens. l is as deep as the paper's of CLIP; the paper has no numbers of InternVL.
 _FAMILY = Family(
-    "internvl", "HIPRUNE_RETENTION", 0.334, 13 * 256, object_layer=9, encoder_layers=24
+    "internvl", "HIPRUNE_RETENTION", 0.334, _TILES * 256, object_layer=9, encoder_layers=24
 )
 
 
@@ -56,7 +60,10 @@ class InternVL(Transformers):
                 "'default'"
             )
         vision, tokens = model.model.vision_tower, tokens_of(model)
-        return ClipTower(vision, own.vision_feature_layer, config, None, tokens)
+        tower = ClipTower(vision, own.vision_feature_layer, config, None, tokens)
+        why = "as the processor cuts an image; of one that cuts finer, give a share"
+        check_budget(config.retention, _TILES, tokens.count, why=why)
+        return tower
 
     def patch_tower(self, model: Any, handle: PruneHandle) -> None:
         handle.tower.patch(handle, model.model.vision_tower)

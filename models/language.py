@@ -15,7 +15,6 @@ What cannot be right on this way is refused by name.
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +22,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from hiprune.models.prompt import ShrunkPrompt
+from hiprune.models.shrink import ShortPrompt, Shrunk, shorten_labels, shrink
+from hiprune.models.visuals import BESIDE, Beside
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
@@ -40,45 +40,7 @@ _REFUSED = {
     "prefill_chunk_size": "none (the pruned prompt runs at once)",
     "token_healing": "none (it changes ids that are embedded already)",
 }
-# Name of the argument that takes what is beside the embeddings through the model's own methods.
-BESIDE = "hiprune_beside"
 _TOWER_OUTPUTS = ("output_attentions", "output_hidden_states")
-
-
-class Beside(ABC):
-    """What a pruned prompt has beside its embeddings, for a part of ours within the model."""
-
-    taken = False
-
-    @abstractmethod
-    def copies(self, count: int) -> Beside:
-        """The same for each prompt so many times, as beams and several answers need it."""
-
-    @abstractmethod
-    def arguments(self) -> dict[str, Any]:
-        """What the part adds to the arguments that it was called with."""
-
-    def take(self) -> dict[str, Any]:
-        self.taken = True
-        return self.arguments()
-
-
-@dataclass
-class ShortPrompt:
-    """A pruned prompt, for the steps that follow it.
-
-    Attributes:
-        prompt: how its positions became fewer.
-        ahead: (B, 1) by how much positions run ahead of a plain count (M-RoPE); None: not.
-    """
-
-    prompt: ShrunkPrompt | None = None
-    ahead: Tensor | None = None
-
-    @property
-    def width(self) -> int:
-        """T'."""
-        return self.prompt.columns.shape[1]
 
 
 @dataclass
@@ -125,7 +87,7 @@ class LanguageModel(Part):
             if cached == 0:
                 adapter.run_as_text(model, arguments)
             elif short is not None:
-                _go_on(adapter, arguments, short, cached)
+                short.go_on(arguments, cached, adapter.keeps_positions)
             return original(**arguments)
         if cached:
             raise HiPruneError(
@@ -137,8 +99,8 @@ class LanguageModel(Part):
                 "logits_to_keep: a tensor counts positions of the unpruned prompt; expected an int"
             )
         wanted = {name: arguments[name] for name in _TOWER_OUTPUTS if arguments.get(name)}
-        shrunk = adapter.shrink(model, handle, arguments, wanted)
-        _shorten_labels(arguments, shrunk.short.prompt)
+        shrunk = shrink(adapter, model, handle, arguments, wanted)
+        shorten_labels(arguments, shrunk.short.prompt)
         return_dict = arguments.get("return_dict")
         if return_dict is None:
             return_dict = getattr(model.config, "return_dict", True)
@@ -191,7 +153,7 @@ class LanguageModel(Part):
             )
         mask = arguments.get("attention_mask")
         with torch.no_grad():  # as generate does; nobody asks for gradients of what it made
-            shrunk = adapter.shrink(model, handle, arguments, None)
+            shrunk = shrink(adapter, model, handle, arguments, None)
         if arguments["attention_mask"] is None:
             arguments["attention_mask"] = shrunk.short.prompt.real.long()
         arguments["input_ids"] = ids
@@ -272,55 +234,7 @@ def _running(generation: _Generation) -> Iterator[None]:
         _GENERATION.reset(token)
 
 
-def _go_on(adapter: Any, arguments: dict[str, Any], short: ShortPrompt, cached: int) -> None:
-    """Mask and positions of a step, by hand, on the cache of a pruned prompt."""
-    tokens = arguments.get("input_ids")
-    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-    prompt, new = short.prompt, tokens.shape[1]
-    if cached < short.width or len(tokens) != len(prompt.columns):
-        raise HiPruneError(
-            f"past_key_values: {cached} positions, in a step of {len(tokens)} rows, of a cache "
-            f"that began with {len(prompt.columns)} pruned prompts of {short.width}; expected "
-            "these whole"
-        )
-    mask = prompt.mask_with(arguments.get("attention_mask"), cached, new)
-    arguments["attention_mask"] = mask
-    arguments.pop("cache_position", None)
-    given = arguments.get("position_ids")
-    if adapter.keeps_positions == (given is not None):
-        return  # tokens that keep theirs: the caller's are right; else the model counts them
-    if mask is None:
-        count = torch.arange(cached, cached + new, device=tokens.device).expand(len(tokens), -1)
-        lost = prompt.length - short.width
-    else:
-        count = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:].to(tokens.device)
-        lost = prompt.dropped.to(tokens.device)
-    if not adapter.keeps_positions:
-        arguments["position_ids"] = count
-        return
-    ahead = 0 if short.ahead is None else short.ahead.to(tokens.device)
-    arguments["position_ids"] = (count + lost + ahead).expand(3, -1, -1)
-
-
-def _shorten_labels(arguments: dict[str, Any], prompt: ShrunkPrompt) -> None:
-    """Labels, and those that are shifted already, of T positions -> of T'."""
-    columns, real = prompt.columns, prompt.real
-    if arguments.get("labels") is not None:
-        found = prompt.take(arguments["labels"], padding=-100)
-        # Padding that is new in front of a prompt does not make its first token a target.
-        arguments["labels"] = found.masked_fill((columns == 0).to(found.device), -100)
-    shifted = arguments.get("shift_labels")
-    if shifted is not None:
-        # A position's target is the next kept one's label, which stands one before that one; the
-        # last position keeps its own.
-        after, follows = (torch.nn.functional.pad(x[:, 1:], (0, 1)) for x in (columns, real))
-        place = torch.where(follows, after - 1, columns)
-        found = shifted.gather(1, place.clamp(min=0).to(shifted.device))
-        nothing = (place < 0) | ~(follows | real)
-        arguments["shift_labels"] = found.masked_fill(nothing.to(found.device), -100)
-
-
-def _complete(output: Any, shrunk: Any) -> None:
+def _complete(output: Any, shrunk: Shrunk) -> None:
     """What the unpatched model returns of its images, and the mark on the cache."""
     cache = _cache(output)
     if cache is not None:

@@ -22,10 +22,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from hiprune.models.base import register
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_pass import pass_of
 from hiprune.models.clip_text import ClipText
+from hiprune.models.registry import register
 from hiprune.models.views import FAMILIES, max_views, tower_size
 from hiprune.models.words import given, reading
 from torch import Tensor

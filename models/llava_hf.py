@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, Transformers, register
+from hiprune.models.base import Transformers
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_run import run_tower, selects_states
 from hiprune.models.clip_text import ClipText
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.registry import register
 from hiprune.models.views import FAMILIES, max_views, tower_size
+from hiprune.models.visuals import Encoded, Kind
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig

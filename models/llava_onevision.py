@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, Transformers, register
+from hiprune.models.base import Transformers
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_layer import patch_columns
 from hiprune.models.clip_run import run_tower
@@ -30,8 +30,10 @@ from hiprune.models.llava_hf import (
     views_of,
 )
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.registry import register
 from hiprune.models.tokens import Tokens
-from hiprune.models.views import flat_indices
+from hiprune.models.views import check_budget, flat_indices, max_views
+from hiprune.models.visuals import Encoded, Kind
 from torch import Tensor
 
 from hiprune.config import Family, HiPruneConfig
@@ -79,6 +81,8 @@ class LlavaOnevision(LlavaHf):
             )
         most = 1 + int(grid[1])
         tower = ClipTower(vision, own.vision_feature_layer, config, None, tokens, most)
+        cut = max_views(own.image_grid_pinpoints, vision.config.image_size)
+        check_budget(config.retention, min(most, cut), tokens.count)
         tower.pooled = _pooled(model)
         return tower
 

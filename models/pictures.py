@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hiprune.models.base import adapter_of
 from hiprune.models.internvl import tokens_of
+from hiprune.models.registry import adapter_of
 from hiprune.models.tokens import Tokens
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from hiprune.figures.token_grids import (
     tiled_grids,
     whole_box,
 )
-from hiprune.images import pad_to_square
+from hiprune.images import pad_to_square, to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,9 +78,9 @@ def picture(model: Any, image_processor: Any, image: Image, *, pad: bool = True)
             False: what the processor does by itself, which is to crop the centre.
 
     Raises:
-        HiPruneError: a processor that does something else.
+        HiPruneError: a processor that does something else, or that refuses the image.
     """
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if hasattr(model.model, "visual"):
         return _qwen(model, image_processor, image)
     family = adapter_of(model).family(model)
@@ -98,7 +98,7 @@ def _llava(model: Any, processor: Any, image: Image, pad: bool) -> Picture:
     left, top, right, bottom = _box_in_seen(processor, seen.size)
     margin_left, margin_top = padded_box(image.size)[:2] if pad else (0, 0)
     box = (left + margin_left, top + margin_top, right + margin_left, bottom + margin_top)
-    inputs = processor(images=seen, return_tensors="pt")
+    inputs = _processed(processor, seen)
     pixels = inputs.get("pixel_values", inputs.get("pixel_values_images"))  # (1, 3, S, S)
     tower, columns = _tower(model)
     name = "padded to a square" if pad else "centre crop"
@@ -123,7 +123,7 @@ def _box_in_seen(processor: Any, size: tuple[int, int]) -> Box:
 def _llava_next(model: Any, processor: Any, image: Image) -> Picture:
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-    inputs = processor(images=image, return_tensors="pt")
+    inputs = _processed(processor, image)
     tower, columns = _tower(model)
     side = tower.config.image_size
     views = get_anyres_image_grid_shape(
@@ -138,7 +138,7 @@ def _internvl(model: Any, processor: Any, image: Image) -> Picture:
     from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
     # As InternVL's processor calls it.
-    inputs = processor(images=image, crop_to_patches=True, return_tensors="pt")
+    inputs = _processed(processor, image, crop_to_patches=True)
     pixels, side = inputs["pixel_values"], processor.size["height"]  # (tiles, 3, S, S)
     limits = processor.min_patches, processor.max_patches
     columns, rows = get_optimal_tiled_canvas(image.size[::-1], (side, side), *limits)
@@ -154,13 +154,25 @@ def _internvl(model: Any, processor: Any, image: Image) -> Picture:
 
 
 def _qwen(model: Any, processor: Any, image: Image) -> Picture:
-    inputs = processor(images=image, return_tensors="pt")
+    inputs = _processed(processor, image)
     tower, grid_thw = model.model.visual, inputs["image_grid_thw"]
     _, rows, columns = (int(length) for length in grid_thw[0])
     merge = tower.spatial_merge_size
     grid = single_grid(rows // merge, columns // merge, whole_box(image.size))
     more, layers = {"grid_thw": grid_thw}, len(tower.blocks)
     return Picture(inputs["pixel_values"], grid_thw, [grid], tower, more, layers, layers)
+
+
+def _processed(processor: Any, image: Image, **options: Any) -> Any:
+    """What a processor makes of an image; on odd sizes it raises anything, told in a line."""
+    try:
+        return processor(images=image, return_tensors="pt", **options)
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise HiPruneError(
+            f"image of {image.width} x {image.height} pixels: the model's image processor refuses "
+            f"it ({said}); expected one of other proportions or more pixels"
+        ) from error
 
 
 def _tower(model: Any) -> tuple[Any, int]:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, Transformers
+from hiprune.models.base import Transformers
 from hiprune.models.prompt import ImageSpan
 from hiprune.models.qwen_tower import MergedTower, maps
 from hiprune.models.transformers_version import require_transformers
 from hiprune.models.views import flat_indices
+from hiprune.models.visuals import Encoded, Kind
 from torch import Tensor
 
 from hiprune.config import HiPruneConfig

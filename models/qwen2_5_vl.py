@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hiprune.models.base import register
 from hiprune.models.qwen import Qwen
+from hiprune.models.registry import register
 
 from hiprune.config import Family
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hiprune.models.base import Encoded, register
-from hiprune.models.language import BESIDE, Beside
 from hiprune.models.prompt import ShrunkPrompt
 from hiprune.models.qwen import Qwen
+from hiprune.models.registry import register
+from hiprune.models.visuals import BESIDE, Beside, Encoded
 from torch import Tensor
 
 from hiprune.config import Family

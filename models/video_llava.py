@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hiprune.models.base import Encoded, Kind, register
 from hiprune.models.clip import ClipTower
 from hiprune.models.clip_run import run_tower
 from hiprune.models.llava_hf import LlavaHf, clip_of
 from hiprune.models.prompt import ImageSpan
+from hiprune.models.registry import register
 from hiprune.models.tokens import Tokens
 from hiprune.models.views import tower_size
+from hiprune.models.visuals import Encoded, Kind
 from torch import Tensor
 
 from hiprune.config import Family, HiPruneConfig
@@ -29,6 +30,21 @@ from hiprune.handle import PruneHandle
 # Per image or frame, a third by default. The paper prints neither l nor alpha of Video-LLaVA: l is
 # as deep as that of CLIP in its other models.
 _FAMILY = Family("video_llava", "HIPRUNE_RETENTION", 85, 256, object_layer=9, encoder_layers=24)
+
+
+# The prompt that transformers' documentation asks with.
+_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %}ASSISTANT: "
+    "{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}{{ '<' + part['type'] + '>\n' }}{% endif %}"
+    "{% endfor %}"
+    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 
 
 @dataclass
@@ -43,6 +59,9 @@ class Towers:
 
 @register("transformers", "VideoLlavaForConditionalGeneration", families=(_FAMILY,))
 class VideoLlava(LlavaHf):
+    video_frames = 8
+    chat_template = _TEMPLATE
+
     @property
     def kinds(self) -> tuple[Kind, ...]:
         return (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hiprune.config import Family
+from hiprune.errors import HiPruneError
 from hiprune.selection import TokenSelection
 
 FAMILIES = (
@@ -21,6 +22,30 @@ def tower_size(vision: Any, max_views: int) -> dict[str, int]:
     """What defaults depend on: the tower's layers, and the most tokens of an image."""
     side = vision.config.image_size // vision.config.patch_size
     return {"layers": vision.config.num_hidden_layers, "tokens": max_views * side**2}
+
+
+def check_budget(
+    retention: int | float,
+    views: int,
+    tokens: int,
+    least: int = 1,
+    why: str = "in this model",
+) -> None:
+    """Raise for a number of tokens that no image can keep; a share fits any.
+
+    Args:
+        retention: N' of an image.
+        views: the most of an image.
+        tokens: N of a view.
+        least: the fewest that N' may be.
+        why: of the message, what says that there are no more.
+    """
+    most = views * tokens
+    if isinstance(retention, int) and not least <= retention <= most:
+        what = f"{views} views of {tokens}" if views > 1 else "one view"
+        raise HiPruneError(
+            f"retention={retention}: expected {least} to {most} tokens per image ({what} {why})"
+        )
 
 
 def merged_order(selection: TokenSelection, side: int, columns: int) -> Tensor:

@@ -8,8 +8,7 @@ positions are a plain count. The projector sees kept tokens alone; the output la
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +17,13 @@ from hiprune.models.clip import ClipTower
 from hiprune.models.views import max_views, tower_size
 from hiprune.models.vllm_plugin import require_needs, settings
 from hiprune.models.vllm_tower import (
+    PrunedInfo,
+    PrunedProcessor,
     TowerHooks,
     check_engine,
-    check_request,
     log_settings,
     passes,
+    stands_for,
 )
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
@@ -30,7 +31,6 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models import llava as vllm_llava
 from vllm.model_executor.models import llava_next as vllm_llava_next
 from vllm.model_executor.models.utils import WeightsMapper
-from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageSize
 
 from hiprune.config import HiPruneConfig
@@ -85,16 +85,10 @@ def grid_of(hf_config: Any, height: int, width: int) -> tuple[int, int]:
     return get_anyres_image_grid_shape((height, width), hf_config.image_grid_pinpoints, side)
 
 
-class _Info:
-    """Of the front end: placeholders of an image, and what goes into the keys of all caches."""
-
-    @cached_property
-    def tower(self) -> ClipTower:
-        return clip_tower(self.get_hf_config())
-
-    @property
-    def model_id(self) -> str:
-        return f"{super().model_id} {self.tower.config}"
+class _Info(PrunedInfo):
+    @classmethod
+    def known(cls, hf_config: Any) -> ClipTower | None:
+        return clip_tower(hf_config)
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
         return self.tower.kept_tokens(self.views(image_height, image_width))
@@ -119,19 +113,11 @@ class _LlavaNextInfo(_Info, vllm_llava_next.LlavaNextProcessingInfo):
         return ImageSize(width=width, height=height)
 
 
-class _Processor:
-    def _get_prompt_updates(
-        self, mm_items: Any, hf_processor_mm_kwargs: Mapping, out_mm_kwargs: Any
-    ) -> Any:
-        check_request(hf_processor_mm_kwargs)
-        return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-
-
-class _LlavaProcessor(_Processor, vllm_llava.LlavaMultiModalProcessor):
+class _LlavaProcessor(PrunedProcessor, vllm_llava.LlavaMultiModalProcessor):
     pass
 
 
-class _LlavaNextProcessor(_Processor, vllm_llava_next.LlavaNextMultiModalProcessor):
+class _LlavaNextProcessor(PrunedProcessor, vllm_llava_next.LlavaNextMultiModalProcessor):
     pass
 
 
@@ -141,7 +127,7 @@ class _Pruned:
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         check_engine(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.hiprune = tower = clip_tower(self.config)
+        self.hiprune = tower = self.known(self.config)
         layers = self.vision_tower.vision_model.encoder.layers  # up to the output layer
         looked_at = {number: layers[number - 1].self_attn.attn for number in tower.looks}
         self.hiprune_hooks = TowerHooks(tower.capture, looked_at)
@@ -189,46 +175,14 @@ class _Pruned:
         return {name: gather[name](each) for name, each in found.items()}
 
 
-def _info(ours: type, theirs: type) -> Any:
-    """vLLM's own information for the front end, where nothing is set."""
-    return lambda ctx: (theirs if clip_tower(ctx.get_hf_config()) is None else ours)(ctx)
-
-
-def _processor(ours: type, theirs: type) -> Any:
-    def make(info: Any, *args: Any, **kwargs: Any) -> Any:
-        return (ours if isinstance(info, _Info) else theirs)(info, *args, **kwargs)
-
-    return make
-
-
-@MULTIMODAL_REGISTRY.register_processor(
-    _processor(_LlavaProcessor, vllm_llava.LlavaMultiModalProcessor),
-    info=_info(_LlavaInfo, vllm_llava.LlavaProcessingInfo),
-    dummy_inputs=vllm_llava.LlavaDummyInputsBuilder,
-)
+@stands_for(vllm_llava.LlavaForConditionalGeneration, _LlavaInfo, _LlavaProcessor)
 class HiPruneLlava(_Pruned, vllm_llava.LlavaForConditionalGeneration):
     hf_to_vllm_mapper = _NAMES | vllm_llava.LlavaForConditionalGeneration.hf_to_vllm_mapper
 
-    def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> Any:
-        if clip_tower(vllm_config.model_config.hf_config) is None:
-            own = vllm_llava.LlavaForConditionalGeneration
-            return own(vllm_config=vllm_config, prefix=prefix)
-        return super().__new__(cls)
 
-
-@MULTIMODAL_REGISTRY.register_processor(
-    _processor(_LlavaNextProcessor, vllm_llava_next.LlavaNextMultiModalProcessor),
-    info=_info(_LlavaNextInfo, vllm_llava_next.LlavaNextProcessingInfo),
-    dummy_inputs=vllm_llava.LlavaDummyInputsBuilder,
-)
+@stands_for(vllm_llava_next.LlavaNextForConditionalGeneration, _LlavaNextInfo, _LlavaNextProcessor)
 class HiPruneLlavaNext(_Pruned, vllm_llava_next.LlavaNextForConditionalGeneration):
     hf_to_vllm_mapper = _NAMES | vllm_llava_next.LlavaNextForConditionalGeneration.hf_to_vllm_mapper
-
-    def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> Any:
-        if clip_tower(vllm_config.model_config.hf_config) is None:
-            own = vllm_llava_next.LlavaNextForConditionalGeneration
-            return own(vllm_config=vllm_config, prefix=prefix)
-        return super().__new__(cls)
 
     def _views(self, image_input: Any) -> tuple[list[int], list[int | None]]:
         grids = [grid_of(self.config, *size) for size in image_input["image_sizes"].tolist()]

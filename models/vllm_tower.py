@@ -1,4 +1,5 @@
-"""What the models in vLLM share: scores of a tower's layers, and what an engine cannot have.
+"""What the models in vLLM share: how one stands in for vLLM's own, scores of a tower's layers, and
+what an engine cannot have.
 
 vLLM's towers are not transformers': queries and keys are seen where its attention kernel gets them,
 rotated, and the rest of the tower runs as it is. The choice is that of the same classes that choose
@@ -7,9 +8,11 @@ in transformers (:mod:`hiprune.models.clip`, :mod:`hiprune.models.qwen_tower`).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -20,12 +23,74 @@ from vllm.distributed import (
 )
 from vllm.logger import init_logger
 from vllm.model_executor.models.vision import is_vit_use_data_parallel
+from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from hiprune.capture import AttentionCapture, Recording
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 
 logger = init_logger("vllm.hiprune")  # vLLM shows what lies below its own name
+
+
+def stands_for(own: type, info: type[PrunedInfo], processor: type) -> Callable[[type], type]:
+    """Of a class of ours: have vLLM make it, and its front end, in the place of its own model.
+
+    Where nothing is set, model and front end are vLLM's own. One thing reaches them: our class's
+    names of weights, without which vLLM does not find those of every checkpoint.
+
+    Args:
+        own: vLLM's model.
+        info, processor: ours, for the front end: placeholders, and where they go.
+    """
+    theirs, known = own._processor_factory, info.known
+
+    def make_info(ctx: Any) -> Any:
+        return (theirs.info if known(ctx.get_hf_config()) is None else info)(ctx)
+
+    def make_processor(found: Any, *args: Any, **kwargs: Any) -> Any:
+        return (processor if isinstance(found, info) else theirs.processor)(found, *args, **kwargs)
+
+    def new(cls: type, *, vllm_config: Any, prefix: str = "") -> Any:
+        if known(vllm_config.model_config.hf_config) is not None:
+            return object.__new__(cls)
+        model = own(vllm_config=vllm_config, prefix=prefix)
+        model.hf_to_vllm_mapper = cls.hf_to_vllm_mapper
+        return model
+
+    def wrap(cls: type) -> type:
+        cls.__new__, cls.known = staticmethod(new), staticmethod(known)
+        return MULTIMODAL_REGISTRY.register_processor(
+            make_processor, info=make_info, dummy_inputs=theirs.dummy_inputs
+        )(cls)
+
+    return wrap
+
+
+class PrunedInfo:
+    """Of the front end, mixed ahead of vLLM's: what is known of the tower; all caches go by it."""
+
+    @classmethod
+    @abstractmethod
+    def known(cls, hf_config: Any) -> Any | None:
+        """A model's configuration -> what is known of its tower; None where nothing is set."""
+
+    @cached_property
+    def tower(self) -> Any:
+        return self.known(self.get_hf_config())
+
+    @property
+    def model_id(self) -> str:
+        return f"{super().model_id} {self.tower.config}"
+
+
+class PrunedProcessor:
+    """Of the front end, mixed ahead of vLLM's."""
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping, out_mm_kwargs: Any
+    ) -> Any:
+        check_request(hf_processor_mm_kwargs)
+        return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
 
 
 class TowerHooks:

@@ -71,7 +71,7 @@ def load_encoder(name: str, device: str = "cpu", local: bool = False) -> Encoder
     from httpx import HTTPError
     from transformers import AutoConfig
 
-    from scripts.show.checkpoints import TINY as TRAINED_HERE
+    from hiprune.show.checkpoints import TINY as TRAINED_HERE
 
     if name in TRAINED_HERE:
         return of_checkpoint(name, device)

@@ -19,9 +19,9 @@ from encoders import quiet
 from hiprune import HiPruneConfig, TokenSelection, prune
 from hiprune.config import FAMILIES
 from hiprune.figures.token_grids import TokenGrid
+from hiprune.show.checkpoints import TINY as TRAINED
+from hiprune.show.checkpoints import Checkpoint, find_checkpoint
 from scripts.benchmarks import BENCHMARKS
-from scripts.show.checkpoints import TINY as TRAINED
-from scripts.show.checkpoints import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -73,7 +73,7 @@ def of_checkpoint(name: str, device: str) -> Encoder:
     """The vision tower of a LLaVA or Qwen2.5-VL."""
     from hiprune.models.pictures import picture
 
-    from scripts.show.checkpoints import find_checkpoint
+    from hiprune.show.checkpoints import find_checkpoint
 
     checkpoint = find_checkpoint(name)
     model, processor = checkpoint.load(device)

@@ -12,14 +12,6 @@ from paths import ROOT, shown
 RESULTS = ROOT / "results" / "efficiency"
 PAPER = ROOT / "results" / "paper" / "efficiency_llava_1_5_7b.csv"
 PAPER_WHERE = "paper's Table 5: A100-PCIE 40 GB, bf16, FlashAttention-2, mean of 10 runs"
-# Of the time to first token, in the order in which they run.
-PARTS = {
-    "tower": "vision tower",
-    "scoring": "scores and selection",
-    "projector": "projector",
-    "prefill": "LLM prefill",
-    "other": "other",
-}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from IPython.display import Image as Shown
 from IPython.display import Markdown, display
 from PIL import Image
 
-from hiprune.figures import colours
+from hiprune.figures.colours import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION, tidy
 from scripts.tables.render import markdown
 
 if TYPE_CHECKING:
@@ -20,10 +20,24 @@ if TYPE_CHECKING:
 
 DPI = 80
 LARGEST_PNG = 100_000  # bytes
-BLUE, ORANGE, GREEN = colours.BLUE, colours.VERMILION, colours.GREEN
-PINK, SKY, GREY = colours.PINK, colours.SKY, colours.GREY
 # A marker each, so that no line hangs on its colour alone.
-STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"))
+STYLES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PINK, "D"))
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PINK",
+    "SKY",
+    "STYLES",
+    "VERMILION",
+    "bare",
+    "kinds_legend",
+    "panels",
+    "show",
+    "show_table",
+    "tidy",
+]
 
 
 def show(figure: Figure, caption: str) -> None:
@@ -49,14 +63,6 @@ def panels(rows: int, columns: int, width: float = 4.2, height: float = 3.2, **m
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
-def tidy(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
-    """Labels, and no more of a frame than they need."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-
-
 def bare(axes: Axes) -> None:
     """No frame and no ticks: places mean nothing but their distances."""
     axes.set(xticks=[], yticks=[])
@@ -64,13 +70,9 @@ def bare(axes: Axes) -> None:
 
 
 def kinds_legend(figure: Figure) -> None:
-    """The colours of the kinds of tokens, below a figure of several selections."""
-    from matplotlib.lines import Line2D
+    """The signs of the kinds of tokens, below a figure of several selections."""
+    from hiprune.figures.marks import COLOURS, Sign
+    from hiprune.figures.panels import kinds_legend as legend
 
-    from hiprune.figures.painting import COLOURS
-
-    handles = [
-        Line2D([], [], linestyle="", marker="s", color=colour, ms=9, label=f"{kind}s")
-        for kind, colour in {**COLOURS, "dropped token": "0.35"}.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    signs = [*map(Sign, COLOURS), Sign(None)]
+    legend(figure, signs, [*(f"{kind}s" for kind in COLOURS), "dropped tokens, faded"])

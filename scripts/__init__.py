@@ -5,13 +5,16 @@ bench                   runs of lmms-eval behind bench_*.sh, ablation.sh and met
 tables                  what has run, as tables and pictures beside the paper's numbers
 efficiency.latency      bench_sys.py: time and memory, part by part
 efficiency.flops        flops.py: FLOPs without weights
+serving                 vLLM's servers side by side, pruned and unpruned
 tiny                    the small models of assets/: scenes, training, their lmms-eval task
 convert                 checkpoints of LLaVA from one package's format to the other's
-show                    one picture, and which of its tokens are kept
+demo                    demo.sh: a page to play with
 llava_eval              LLaVA's own evaluations, a shell script each
 env                     the environments: locks, and what sets them up
 ======================= ===========================================================================
 
-Imports go down: bench uses tables; efficiency, convert and tiny stand beside them; nothing imports
-bench. All may use benchmarks.py, what is evaluated, and the public names of hiprune.
+Imports go down: bench uses tables; serving uses efficiency, tables and tiny; efficiency, convert
+and tiny stand beside them; nothing imports bench; demo uses tiny. All may use
+benchmarks.py, what is evaluated, guard.py, which ends what a program started, and the public names
+of hiprune.
 """

@@ -18,25 +18,45 @@ class Tiny:
 
     Attributes:
         asset: folder under assets/, in transformers' format.
+        scenes: the family whose drawings its task asks about (scripts/tiny/scenes.py).
         checkpoint: what is evaluated, the asset or what is made of it.
         object_layer: l, as deep in the small tower as the paper's in the real one.
         retentions: the paper's shares of the model's tokens: a third, 2/9 and a ninth.
         curve: those, a half before and half a ninth after them.
         layers: of the ablation's sweep over l.
         model_args: for lmms-eval's model, beside those of every run.
+        engine_args: of vLLM, where it answers: what a few cores of a CPU have room for.
     """
 
     asset: str
+    scenes: str
     checkpoint: Path
     object_layer: int
     retentions: tuple[int | float, ...]
     curve: tuple[int | float, ...]
     layers: tuple[int, ...]
     model_args: dict[str, int] = field(default_factory=dict)
+    engine_args: dict[str, object] = field(
+        default_factory=lambda: {"max_model_len": 2048, "max_num_seqs": 16, "enforce_eager": True}
+    )
+
+    @property
+    def task_folder(self) -> Path:
+        """For lmms-eval's ``--include_path``, which its task needs."""
+        return TINY / "tasks" / self.scenes
 
 
+# Variables that vLLM needs to run on a few cores of a CPU, in one process.
+SMALL_ENGINE = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 LLAVA_TINY = Tiny(
     asset="llava-1.5-tiny",
+    scenes="llava",
     checkpoint=ASSETS / "llava-1.5-tiny",
     object_layer=3,
     retentions=(48, 32, 16),
@@ -46,12 +66,14 @@ LLAVA_TINY = Tiny(
 LLAVA_NEXT_TINY = replace(
     LLAVA_TINY,
     asset="llava-v1.6-tiny",
+    scenes="llava_next",
     checkpoint=ASSETS / "llava-v1.6-tiny",
     retentions=(240, 160, 80),
     curve=(360, 240, 160, 80, 40),
 )
 QWEN_TINY = Tiny(
     asset="qwen2.5-vl-tiny",
+    scenes="qwen2_5_vl",
     checkpoint=ASSETS / "qwen2.5-vl-tiny",
     object_layer=4,
     retentions=(0.334, 0.223, 0.112),
@@ -84,11 +106,6 @@ class Benchmark:
     dtype: str = "float16"
     model_args: dict[str, object] = field(default_factory=dict)
     object_layer: int | None = None
-
-    @property
-    def task_folder(self) -> Path:
-        """Of the task of --tiny, for lmms-eval's ``--include_path``."""
-        return TINY / "tasks" / self.family
 
 
 LLAVA_ARGS = {"attn_implementation": "sdpa", "conv_template": "vicuna_v1"}

@@ -9,7 +9,7 @@ usage: [VARIABLE=value ...] bash scripts/methods.sh [--model MODEL] [--tiny]
 
 Runs every method that the model has the input for (random with three seeds) through lmms-eval at
 every budget, and unpruned; prints the table and draws score over budget. All have the same patch
-and budget (README.md): those that look at the class token need a tower with one, those that read
+and budget (docs/methods.md): those that look at the class token need a tower with one, those that read
 the question a CLIP text encoder or Qwen. Makes its environment first if it is missing. Runs that
 have finished are kept and skipped when the same command is started again.
 

@@ -9,9 +9,9 @@ case "${1-}" in
 usage: CKPT=... bash scripts/serve.sh [vLLM's arguments]
        bash scripts/serve.sh --tiny [vLLM's arguments]
 
-Makes .venv-vllm where it is missing, and serves a checkpoint of Qwen2.5-VL, LLaVA-1.5 or LLaVA-NeXT
-(as transformers has them) at http://localhost:8000/v1, each picture pruned to N' tokens. --tiny: the
-small Qwen2.5-VL of assets/, named "tiny", with what vLLM needs on two cores.
+Makes .venv-vllm where it is missing, and serves a checkpoint of Qwen2-VL, Qwen2.5-VL, Qwen3-VL,
+LLaVA-1.5 or LLaVA-NeXT (as transformers has them) at http://localhost:8000/v1, each picture pruned to
+N' tokens. --tiny: the small Qwen2.5-VL of assets/, named "tiny", with what vLLM needs on two cores.
 
   CKPT        a folder, or a name on the model hub
   RETENTION   N' of a picture, tokens (192) or a share with a decimal point (0.334); none: unpruned.

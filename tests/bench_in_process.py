@@ -27,7 +27,6 @@ from scripts.bench.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = ("CKPT", "TASKS", "RETENTIONS", "LIMIT", "NUM_PROCESSES", "OUTPUT")
-INCLUDED: list[str] = []  # folders of tasks, beside those that a run is told of
 # Prints what it is given, a line each.
 PYTHON = '#!/bin/sh\nprintf "%s\\n" "$@"\n'
 
@@ -75,7 +74,7 @@ def evaluate(command: list[str], environment: dict[str, str], log: Path) -> int:
         for name, value in {**environment, "ACCELERATE_USE_CPU": "true"}.items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", launched)
-        patch.setattr(lmms_eval, "TaskManager", partial(few_tasks, lmms_eval.TaskManager, INCLUDED))
+        patch.setattr(lmms_eval, "TaskManager", partial(few_tasks, lmms_eval.TaskManager))
         # It asks five times for data that are not here, two seconds apart.
         patch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None))
         # Our models wrap it until the results are written.

@@ -24,11 +24,11 @@ LLAVA_ALONE = (
     "ablation",
     "analysis",
     "bench",
+    "bench_engine",
     "bench_run",
     "bench_settings",
     "bench_tables",
     "keep_results",
-    "latency",
     "launcher",
     "llava_eval",
     "llava_eval_files",
@@ -38,13 +38,15 @@ LLAVA_ALONE = (
     "prompt",
     "run_identity",
     "scores",
+    "serving_bench",
     "table_compare",
     "table_formats",
     "table_layouts",
+    "table_runs",
     "tables",
     "task_registry",
 )
-QWEN_ALONE = ("scores_triton",)
+QWEN_ALONE = ("demo", "demo_browser", "scores_triton")
 _elsewhere = LLAVA_ALONE if find_spec("llava") is None else QWEN_ALONE
 collect_ignore = [f"test_{name}.py" for name in _elsewhere]
 # vLLM's environment runs what is about vLLM, which the others do not have.
@@ -61,6 +63,7 @@ LONG = (
     "notebooks",
     "real_use_generate",
     "bench_qwen",
+    "bench_engine",
     "llava_eval",
     "bench",
     "standin",
@@ -69,6 +72,8 @@ LONG = (
     "scores_triton",
     "bench_sys",
     "figures",
+    "demo",
+    "demo_browser",
     "bench_run",
     "real_use_training",
     "real_use_threads",
@@ -109,6 +114,11 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if find_spec("vllm") is None:
+        terminalreporter.write_line("no vLLM here: test_vllm_*.py left out (ONLY=vllm runs them)")
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ class Family:
         prompts: (model, images of each prompt, number of the first) -> left-padded arguments of
             forward and generate.
         full, third: budgets that keep everything, and a third.
+        most: the tokens of the largest image that the model can have; None: of any size.
         object_layer: l that the oracle is made with.
         by_hand: (model, arguments of one prompt without padding, budget, steps, pick) -> logits
             (T', V) and answer of the prompt pruned by hand; ``pick`` as of the decoders by hand.
@@ -60,6 +61,7 @@ class Family:
     prompts: Callable[[Any, Sequence[int], int], dict]
     full: int | float
     third: int | float
+    most: int | None
     object_layer: int
     by_hand: Callable[..., tuple[Tensor, list[int]]]
     cut: Callable[[dict, int, int], dict]
@@ -151,19 +153,26 @@ def check_rows(
         close(line[-len(by_hand) :], by_hand)
 
 
-def close_where_real(found: Tensor, expected: Tensor, plain: dict) -> None:
-    """(B, T, V) logits but at padded positions, which are nobody's result."""
-    assert found.shape == expected.shape
+# Tolerances of torch.testing.assert_close: equal but for roundings; of what is made by hand, whose
+# maps are float32.
+_ROUNDED = 1e-5 if torch.float32 == DTYPE else 1e-9
+EXACT, BY_HAND = {"rtol": _ROUNDED, "atol": _ROUNDED}, {"rtol": 1e-4, "atol": 1e-4}
+
+
+def where_real(logits: Tensor, plain: dict) -> Tensor:
+    """(B, T, V) logits without those at padded positions, which are nobody's result."""
     real = plain["attention_mask"].bool()
-    if real.shape == found.shape[:2]:  # not so where placeholders grow within the model
-        found, expected = found[real], expected[real]
-    close(found, expected, exact=True)
+    # Not of this shape where placeholders grow within the model.
+    return logits[real] if real.shape == logits.shape[:2] else logits
+
+
+def close_where_real(found: Tensor, expected: Tensor, plain: dict) -> None:
+    assert found.shape == expected.shape
+    close(where_real(found, plain), where_real(expected, plain), exact=True)
 
 
 def close(found: Any, expected: Any, exact: bool = False) -> None:
-    """Equal but for roundings; by hand maps are made in float32, hence the larger tolerance."""
-    tolerance = (1e-5 if torch.float32 == DTYPE else 1e-9) if exact else 1e-4
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found, expected, **(EXACT if exact else BY_HAND))
 
 
 def error_of(run: Callable[[], Any]) -> tuple[type[Exception], ...]:

@@ -97,6 +97,7 @@ def _llava_hf(name: str) -> Family:
         prompts=lambda model, images, first: _as_models(made.inputs(name, list(images), first)),
         full=tokens,
         third=tokens // 3,
+        most=tokens,
         object_layer=made.OBJECT_LAYER,
         by_hand=by_hand,
         cut=_cut("pixel_values", "image_sizes") if views else _cut("pixel_values"),
@@ -122,6 +123,7 @@ def _cut_patches(arguments: dict, start: int, stop: int) -> dict:
 _QWEN_TOWER = {
     "full": 1.0,
     "third": 0.334,
+    "most": None,
     "cut": _cut_patches,
     "pixels": "pixel_values",
     "tower": lambda model: model.model.visual,
@@ -223,7 +225,9 @@ def _qwen(name: str) -> Family:
 
 def _views(name: str) -> Family:
     """InternVL, LLaVA-OneVision, Video-LLaVA."""
+    import views_by_hand as oracle
     import views_models as made
+    from llava_hf_models import decode_by_hand, greedy
 
     towers = {"internvl": "encoder.layer", "llava_onevision": "encoder.layers"}
     tower = "vision_tower" if name in towers else "image_tower"
@@ -231,14 +235,17 @@ def _views(name: str) -> Family:
     depth = (10, 26) if name == "llava_onevision" else (9, 24)
 
     def prompt(model, arguments, retention):
-        features = made.features_by_hand(name, model, arguments, retention)
-        return made.prompt_by_hand(model, arguments, features)
+        features = oracle.features_by_hand(name, model, arguments, retention)
+        return oracle.prompt_by_hand(model, arguments, features)
 
     @torch.no_grad()
-    def by_hand(model, arguments, retention, steps, pick=made.greedy):
-        pruned = prompt(made.eager(copy.deepcopy(model)), arguments, retention)
-        answer = made.decode_by_hand(model, pruned, steps, pick)
+    def by_hand(model, arguments, retention, steps, pick=greedy):
+        pruned = prompt(oracle.eager(copy.deepcopy(model)), arguments, retention)
+        answer = decode_by_hand(model, pruned, steps, pick)
         return forward(model, pruned).logits[0], answer[0].tolist()
+
+    def graded(model, arguments):
+        return model(**prompt(oracle.eager(model), arguments, third)).logits[0]
 
     def spatial(model, arguments):
         model = copy.deepcopy(model)
@@ -251,7 +258,8 @@ def _views(name: str) -> Family:
         prompts=lambda model, images, first: _as_models(made.inputs(name, list(images), first)),
         full=full,
         third=third,
-        object_layer=made.OBJECT_LAYER,
+        most=made.MOST[name],
+        object_layer=oracle.OBJECT_LAYER,
         by_hand=by_hand,
         cut=functools.partial(made.cut, name),
         pixels=made.pixels_name(name),
@@ -263,9 +271,7 @@ def _views(name: str) -> Family:
         projector=lambda model: model.model.multi_modal_projector,
         attention="attention" if name == "internvl" else "self_attn",
         rest=("v_proj", "projection_layer", "out_proj", "fc1"),
-        graded=lambda model, arguments: model(**prompt(made.eager(model), arguments, third)).logits[
-            0
-        ],
+        graded=graded,
         output=-2 if name == "video_llava" else -1,
         depth=depth,
         clip=False,
@@ -328,6 +334,7 @@ def _llava_package(name: str) -> Family:
         prompts=prompts,
         full=tokens,
         third=tokens // 3,
+        most=tokens,
         object_layer=made.OBJECT_LAYER,
         by_hand=by_hand,
         cut=_cut("images", "image_sizes"),

@@ -7,16 +7,16 @@ the features: it hands the language model everything by itself.
 from __future__ import annotations
 
 import functools
-import zlib
 
+import qwen_models
 import torch
 import transformers
-from qwen_models import END, IMAGE, PAD, START, VIDEO, greedy, pixels
+from qwen_models import END, IMAGE, MERGE, PAD, PATCH, START, VIDEO, continue_by_hand, greedy
 
 from hiprune import select_tokens
 
 CLASSES = {"qwen2_vl": "Qwen2VL", "qwen3_vl": "Qwen3VL", "qwen3_vl_moe": "Qwen3VLMoe"}
-PATCH, MERGE, WIDTH = 4, 2, 32
+WIDTH = 32
 BLOCKS, OBJECT_LAYER, ALPHA = 4, 2, 0.5
 GRIDS = [(8, 12), (10, 6), (4, 14), (6, 8)]  # (height, width) in patches
 DEEPSTACK = {"qwen3_vl": [0, 1, 2], "qwen3_vl_moe": [0, 2, 3]}  # the last block's may be cut short
@@ -67,84 +67,18 @@ def load(family: str, attention: str = "sdpa"):
 
 
 def inputs(family: str, images_per_prompt: list[int], first: int = 0, video_frames: int = 0):
-    """A left-padded batch of prompts with so many images each, text before, between and after.
-
-    ``video_frames``: a video of so many frames at the end of every prompt; of Qwen3-VL each frame
-    with its time before it.
-    """
-    rows, images, grids, videos, video_grids = [], [], [], [], []
-
-    def visual(token: int, grid: tuple[int, int], frames: int = 1) -> list[int]:
-        return [START, *[token] * (frames * grid[0] * grid[1] // MERGE**2), END]
-
-    for prompt, count in enumerate(images_per_prompt):
-        words = torch.Generator().manual_seed(zlib.crc32(b"%d" % (prompt + first)))
-
-        def text(count, words=words):
-            return torch.randint(3, 500, (count,), generator=words).tolist()
-
-        row = [1]
-        for _ in range(count):
-            grid = GRIDS[(len(images) + first) % len(GRIDS)]
-            row += text(3) + visual(IMAGE, grid)
-            images.append(pixels(grid, len(images) + first))
-            grids.append((1, *grid))
-        if video_frames:
-            grid = GRIDS[(prompt + 2) % len(GRIDS)]
-            if family == "qwen2_vl":
-                row += visual(VIDEO, grid, video_frames)
-            else:
-                for _ in range(video_frames):
-                    row += text(2) + visual(VIDEO, grid)
-            videos.append(pixels(grid, 50 + prompt, video_frames))
-            video_grids.append((video_frames, *grid))
-        rows.append(row + text(4 + prompt))
-    width = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
-    arguments = {
-        "input_ids": ids,
-        "attention_mask": torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows]),
-        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
-    }
-    if images:
-        arguments |= {"pixel_values": torch.cat(images), "image_grid_thw": torch.tensor(grids)}
-    if videos:
-        arguments["pixel_values_videos"] = torch.cat(videos)
-        arguments["video_grid_thw"] = torch.tensor(video_grids)
-    return arguments
+    """A left-padded batch of prompts; a video's frames are apart in Qwen3-VL's."""
+    apart = family != "qwen2_vl"
+    return qwen_models.inputs(images_per_prompt, first, video_frames, GRIDS, apart)
 
 
 def look(model, patches, grid) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
     """One image through the unpatched tower: features (N, C) and DeepStack's, block -> scores (N,).
 
-    The scores are made of whole maps, of what the blocks' qkv layers give.
+    Tokens lie in raster order: there are no windows.
     """
-    visual, seen = model.model.visual, {}
-
-    def keep(number):
-        def hook(module, args, kwargs, out):
-            seen[number] = (args[0] if args else kwargs["hidden_states"], kwargs)
-
-        return visual.blocks[number - 1].attn.register_forward_hook(hook, with_kwargs=True)
-
-    hooks = [keep(number) for number in (OBJECT_LAYER, BLOCKS)]
-    out = visual(patches, torch.tensor([grid]))
-    for hook in hooks:
-        hook.remove()
-    scores = {}
-    for number, (hidden, kwargs) in seen.items():
-        attention = visual.blocks[number - 1].attn
-        qkv = attention.qkv(hidden).double().unflatten(-1, (3, attention.num_heads, -1))
-        cos, sin = (x.double().unsqueeze(1) for x in kwargs["position_embeddings"])
-
-        def rotate(x, cos=cos, sin=sin):
-            half = x.shape[-1] // 2
-            return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
-
-        query, key = rotate(qkv[:, 0]), rotate(qkv[:, 1])
-        whole = torch.einsum("nhd,mhd->hnm", query, key) * attention.scaling  # (H, 4 N, 4 N)
-        received = whole.softmax(dim=-1).mean(dim=(0, 1))
-        scores[number] = received.view(-1, MERGE**2).mean(dim=1)  # raster order: no windows
+    out, maps = qwen_models.look(model, patches, grid, (OBJECT_LAYER, BLOCKS))
+    scores = {n: x.mean(dim=(0, 1)).view(-1, MERGE**2).mean(dim=1) for n, x in maps.items()}
     return [out.pooler_output, *getattr(out, "deepstack_features", [])], scores
 
 
@@ -201,23 +135,14 @@ def by_hand(model, arguments, budget, steps, pick=greedy, spoil=None):
     if spoil == "positions":
         positions = torch.arange(int(keep.sum())).expand(3, 1, -1)
         after = int(keep.sum())
-    beside = {}
-    if planes and spoil != "planes":
+
+    def beside(length: int) -> dict:
+        if not planes or spoil == "planes":
+            return {}
         visual = torch.isin(torch.arange(len(ids)), places)[keep]
-        beside["deepstack_visual_embeds"] = [plane[keep][visual] for plane in planes]
-    logits, answer = None, []
-    for _ in range(steps):
-        if beside:  # the answer's ids are text
-            beside["visual_pos_masks"] = torch.nn.functional.pad(
-                visual[None], (0, embeds.shape[1] - len(visual))
-            )
-        hidden = model.model.language_model(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False, **beside
-        ).last_hidden_state
-        step = model.lm_head(hidden)[0]
-        logits = step if logits is None else logits
-        answer.append(pick(answer, step[-1:]))
-        embeds = torch.cat([embeds, model.get_input_embeddings()(answer[-1][None])], 1)
-        positions = torch.cat([positions, torch.full((3, 1, 1), after)], dim=-1)
-        after += 1
-    return logits, [int(token) for token in answer]
+        mask = torch.nn.functional.pad(visual, (0, length - len(visual)))  # the answer is text
+        found = [plane[keep][visual] for plane in planes]
+        return {"visual_pos_masks": mask[None], "deepstack_visual_embeds": found}
+
+    # As it is without its decorator: a caller may want gradients.
+    return continue_by_hand.__wrapped__(model, embeds, positions, after, steps, pick, beside)

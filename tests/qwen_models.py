@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -60,12 +62,22 @@ def pixels(grid: tuple[int, int], index: int, frames: int = 1) -> torch.Tensor:
     return (coarse + 0.5 * fine).flatten(0, 1)
 
 
-def inputs(images_per_prompt: list[int], first: int = 0, video_frames: int = 0) -> dict:
+def inputs(
+    images_per_prompt: list[int],
+    first: int = 0,
+    video_frames: int = 0,
+    grids: Sequence[tuple[int, int]] = GRIDS,
+    frames_apart: bool = False,
+) -> dict:
     """A left-padded batch of prompts with so many images each, text before, between and after.
 
-    ``video_frames``: a video of so many frames at the end of every prompt.
+    Args:
+        first: number of the first image.
+        video_frames: a video of so many frames at the end of every prompt.
+        grids: (height, width) of the images in patches, in turn; of the videos as well.
+        frames_apart: are a video's frames runs of placeholders of their own, text before each?
     """
-    rows, images, grids, videos, video_grids = [], [], [], [], []
+    rows, images, sizes, videos, video_sizes = [], [], [], [], []
 
     def visual(token: int, grid: tuple[int, int], frames: int = 1) -> list[int]:
         tokens = frames * grid[0] * grid[1] // MERGE**2
@@ -73,19 +85,27 @@ def inputs(images_per_prompt: list[int], first: int = 0, video_frames: int = 0) 
 
     for prompt, count in enumerate(images_per_prompt):
         words = torch.Generator().manual_seed(zlib.crc32(b"%d" % (prompt + first)))
+
+        def text(count, words=words):
+            return torch.randint(3, 500, (count,), generator=words).tolist()
+
         row = [1]
         for _ in range(count):
             index = len(images) + first
-            grid = GRIDS[index % len(GRIDS)]
-            row += torch.randint(3, 500, (3,), generator=words).tolist() + visual(IMAGE, grid)
+            grid = grids[index % len(grids)]
+            row += text(3) + visual(IMAGE, grid)
             images.append(pixels(grid, index))
-            grids.append((1, *grid))
+            sizes.append((1, *grid))
         if video_frames:
-            grid = GRIDS[prompt % len(GRIDS)]
-            row += visual(VIDEO, grid, video_frames)
+            grid = grids[prompt % len(grids)]
+            if frames_apart:
+                for _ in range(video_frames):
+                    row += text(2) + visual(VIDEO, grid)
+            else:
+                row += visual(VIDEO, grid, video_frames)
             videos.append(pixels(grid, 50 + prompt, video_frames))
-            video_grids.append((video_frames, *grid))
-        rows.append(row + torch.randint(3, 500, (4 + prompt,), generator=words).tolist())
+            video_sizes.append((video_frames, *grid))
+        rows.append(row + text(4 + prompt))
     width = max(map(len, rows))
     ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
     arguments = {
@@ -94,21 +114,27 @@ def inputs(images_per_prompt: list[int], first: int = 0, video_frames: int = 0) 
         "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
     }
     if images:
-        arguments |= {"pixel_values": torch.cat(images), "image_grid_thw": torch.tensor(grids)}
+        arguments |= {"pixel_values": torch.cat(images), "image_grid_thw": torch.tensor(sizes)}
     if videos:
         arguments["pixel_values_videos"] = torch.cat(videos)
-        arguments["video_grid_thw"] = torch.tensor(video_grids)
+        arguments["video_grid_thw"] = torch.tensor(video_sizes)
     return arguments
 
 
 def attention_maps(model, pixel_values, grid) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """One image through the unpatched tower: merged tokens (N, C), block -> (H, 4 N, 4 N) map.
+    """One image through the unpatched tower: merged tokens (N, C), block -> (H, 4 N, 4 N) map."""
+    out, maps = look(model, pixel_values, grid, (OBJECT_LAYER, BLOCKS))
+    return out.pooler_output, maps
+
+
+def look(model, pixel_values, grid, blocks: Sequence[int]) -> tuple[Any, dict[int, torch.Tensor]]:
+    """One image through the unpatched tower of a Qwen: its output, block -> (H, 4 N, 4 N) map.
 
     The maps are made of what the blocks' qkv layers give, with the windows as their mask.
     """
     visual, pieces = model.model.visual, {}
     hooks = []
-    for number in (OBJECT_LAYER, BLOCKS):
+    for number in blocks:
         attention = visual.blocks[number - 1].attn
         hooks.append(
             attention.register_forward_hook(
@@ -136,7 +162,7 @@ def attention_maps(model, pixel_values, grid) -> tuple[torch.Tensor, dict[int, t
         segment = torch.searchsorted(kwargs["cu_seqlens"], torch.arange(len(hidden)), right=True)
         logits = logits.masked_fill(segment[:, None] != segment[None, :], -torch.inf)
         maps[number] = logits.softmax(dim=-1)
-    return out.pooler_output, maps
+    return out, maps
 
 
 def window_order(grid: tuple[int, int]) -> list[int]:
@@ -212,17 +238,21 @@ def greedy(answer: list[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def continue_by_hand(
-    model, embeds, positions, after: int, steps: int, pick=greedy
+    model, embeds, positions, after: int, steps: int, pick=greedy, beside=lambda length: {}
 ) -> tuple[torch.Tensor, list[int]]:
     """Logits of the prompt (T', V) and the ids that decoding adds, without any cache.
 
-    ``pick``: (answer so far, (1, V) logits) -> (1,) id; the likeliest unless given.
+    Args:
+        after: the first position of the answer.
+        pick: (answer so far, (1, V) logits) -> (1,) id; the likeliest unless given.
+        beside: positions so far -> what else the language model gets.
     """
     logits, answer = None, []
     for _ in range(steps):
         hidden = model.model.language_model(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False
-        ).last_hidden_state
+            inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False,
+            **beside(embeds.shape[1]),
+        ).last_hidden_state  # fmt: skip
         step = model.lm_head(hidden)[0]
         logits = step if logits is None else logits
         answer.append(pick(answer, step[-1:]))

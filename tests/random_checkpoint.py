@@ -7,9 +7,19 @@ answers are "Yes" or "No" by chance.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
-FAMILIES = ("llava", "llava_next", "llava_hf", "llava_next_hf", "qwen2_5_vl", "qwen3_vl")
+# Family -> the module whose make_checkpoint writes it.
+MODULES = {
+    "llava": "random_llava",
+    "llava_next": "random_llava",
+    "llava_hf": "random_llava_hf",
+    "llava_next_hf": "random_llava_hf",
+    "qwen2_5_vl": "random_qwen",
+    "qwen3_vl": "random_qwen3",
+    "video_llava": "random_video_llava",
+}
 
 
 def make_checkpoint(directory: Path, family: str = "llava", **settings: int) -> Path:
@@ -18,24 +28,12 @@ def make_checkpoint(directory: Path, family: str = "llava", **settings: int) -> 
     Args:
         directory: where. The `llava` package wants "llava" in its last part. Made if missing.
         family: "llava" or "llava_next", in the liuhaotian format (needs the `llava` package);
-            "llava_hf", "llava_next_hf", "qwen2_5_vl" or "qwen3_vl", in transformers' (needs its
-            version 5).
+            the others in transformers' (needs its version 5).
         settings: of the function of this name in the family's module.
     """
-    if family == "qwen2_5_vl":
-        from random_qwen import make_checkpoint as make
-
-        return make(directory, **settings)
-    if family == "qwen3_vl":
-        from random_qwen3 import make_checkpoint as make
-
-        return make(directory, **settings)
-    if family in ("llava_hf", "llava_next_hf"):
-        from random_llava_hf import make_checkpoint as make
-
-        return make(directory, family.removesuffix("_hf"), **settings)
-    if family in FAMILIES:
-        from random_llava import make_checkpoint as make
-
-        return make(directory, family, **settings)
-    raise SystemExit(f"family={family!r}: expected one of {', '.join(FAMILIES)}")
+    if family not in MODULES:
+        raise SystemExit(f"family={family!r}: expected one of {', '.join(MODULES)}")
+    make = import_module(MODULES[family]).make_checkpoint
+    if MODULES[family].startswith("random_llava"):
+        settings["family"] = family.removesuffix("_hf")
+    return make(directory, **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from random_weights import CORPUS, answer_yes_or_no, randomise
@@ -22,31 +23,14 @@ def make_checkpoint(directory: Path, width: int = 64, seed: int = 0) -> Path:
     of 14 pixels, windows of 112 and merge size 2.
     """
     directory = Path(directory).resolve()
-    directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer(CORPUS, vocabulary=512)
     tokenizer.add_tokens([AddedToken(answer) for answer in ANSWERS])
-    processor = qwen_processor(tokenizer)
-    processor.save_pretrained(directory)
-    ids = dict(zip(QWEN_SPECIAL, tokenizer.convert_tokens_to_ids(list(QWEN_SPECIAL)), strict=True))
+    qwen_processor(tokenizer).save_pretrained(directory)
+    rope = {"rope_theta": 1000000.0, "mrope_section": [2, 3, 3]}
+    ids = ids_of(tokenizer)
     config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32768,
-            "bos_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1000000.0,
-                "mrope_section": [2, 3, 3],
-            },
-        },
+        text_config=text_config(tokenizer, width, rope),
         vision_config={
             "depth": 32,
             "hidden_size": width,
@@ -59,10 +43,7 @@ def make_checkpoint(directory: Path, width: int = 64, seed: int = 0) -> Path:
             "window_size": 112,
             "fullatt_block_indexes": [7, 15, 23, 31],
         },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
+        **placeholders(tokenizer),
     )
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     language, visual = model.model.language_model, model.model.visual
@@ -78,9 +59,53 @@ def make_checkpoint(directory: Path, width: int = 64, seed: int = 0) -> Path:
         ids["<|im_end|>"],
         lambda: _states(model),
     )
+    return save(model, tokenizer, directory)
+
+
+# What Qwen's families have in common.
+
+
+def ids_of(tokenizer: Any) -> dict[str, int]:
+    """Special token -> its id."""
+    return dict(zip(QWEN_SPECIAL, tokenizer.convert_tokens_to_ids(list(QWEN_SPECIAL)), strict=True))
+
+
+def text_config(tokenizer: Any, width: int, rope: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A language model of three layers."""
+    ids = ids_of(tokenizer)
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "rope_parameters": {"rope_type": "default", **rope},
+        **more,
+    }
+
+
+def placeholders(tokenizer: Any) -> dict[str, int]:
+    """Ids that a configuration names."""
+    ids = ids_of(tokenizer)
+    return {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
+
+
+def save(model: Any, tokenizer: Any, directory: Path) -> Path:
+    """In bfloat16, as the released weights are."""
+    ids = ids_of(tokenizer)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    model.to(torch.bfloat16).save_pretrained(directory)  # as the released weights are
+    model.to(torch.bfloat16).save_pretrained(directory)
     return directory
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from random_qwen import placeholders, save, text_config
 from random_weights import CORPUS, randomise
 from transformers import (
     Qwen2VLImageProcessor,
@@ -14,7 +15,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from scripts.tiny.tokens import QWEN_SPECIAL, QWEN_TEMPLATE, qwen_tokenizer
+from scripts.tiny.tokens import QWEN_TEMPLATE, qwen_tokenizer
 
 
 def make_checkpoint(directory: Path, width: int = 32, seed: int = 0) -> Path:
@@ -33,27 +34,9 @@ def make_checkpoint(directory: Path, width: int = 32, seed: int = 0) -> Path:
         chat_template=QWEN_TEMPLATE,
     )
     processor.save_pretrained(directory)
-    ids = dict(zip(QWEN_SPECIAL, tokenizer.convert_tokens_to_ids(list(QWEN_SPECIAL)), strict=True))
+    rope = {"rope_theta": 5000000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 32768,
-            "bos_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5000000.0,
-                "mrope_section": [4, 2, 2],
-                "mrope_interleaved": True,
-            },
-        },
+        text_config=text_config(tokenizer, width, rope, head_dim=16),
         vision_config={
             "depth": 12,
             "hidden_size": width,
@@ -66,14 +49,8 @@ def make_checkpoint(directory: Path, width: int = 32, seed: int = 0) -> Path:
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [2, 5, 8],
         },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
+        **placeholders(tokenizer),
     )
     model = Qwen3VLForConditionalGeneration(config).eval()
     randomise(model)
-    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    model.to(torch.bfloat16).save_pretrained(directory)  # as the released weights are
-    return directory
+    return save(model, tokenizer, directory)

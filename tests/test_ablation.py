@@ -123,13 +123,16 @@ def test_the_tiny_ablation_makes_what_it_needs_and_runs_every_setting(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OUTPUT", str(tmp_path))
     run = []
-    monkeypatch.setattr(bench_run, "make_tiny", create_autospec(bench_run.make_tiny))
+    makers = ("make_checkpoint", "make_tiny_task")
+    for name in makers:
+        monkeypatch.setattr(bench_run, name, create_autospec(getattr(bench_run, name)))
     monkeypatch.setattr(bench_run, "run_all", lambda runs, *_: run.extend(runs) or {})
     monkeypatch.setattr(bench_run, "end_on_signals", lambda: None)
     monkeypatch.setitem(STUDIES, "ablation", (read, ablation.runs, lambda settings: None))
     assert main(["ablation", "--family", family, "--tiny"]) == 0
     benchmark = BENCHMARKS[family]
-    bench_run.make_tiny.assert_called_once_with(benchmark)
+    for name in makers:
+        getattr(bench_run, name).assert_called_once_with(benchmark.tiny)
     assert run[0].folder.parent.name == "unpruned"
     layers = {one.environment.get("HIPRUNE_OBJECT_LAYER") for one in run[1:]}
     assert layers == {str(layer) for layer in benchmark.tiny.layers}

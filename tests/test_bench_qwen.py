@@ -15,11 +15,8 @@ import pytest
 
 pytest.importorskip("transformers", minversion="5.17", reason="needs the environment .venv-qwen")
 
-import bench_in_process
 from bench_in_process import bench_here
 from random_checkpoint import make_checkpoint
-
-from scripts.tiny.task import make_task
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,18 +86,14 @@ def test_one_budget_by_the_variable_of_the_family(tmp_path, script, arguments, n
 def test_a_checkpoint_of_another_family(tmp_path):
     """CKPT=a tiny random Qwen3-VL, evaluated on the small models' task by `hiprune_hf`."""
     checkpoint = make_checkpoint(tmp_path / "qwen3-vl-random", "qwen3_vl")
-    task = make_task(tmp_path / "task", "qwen2_5_vl", scenes=1)
-    with pytest.MonkeyPatch.context() as patch:
-        # Without --tiny lmms-eval is not told where this task lies.
-        patch.setattr(bench_in_process, "INCLUDED", [str(task)])
-        status, output = bench_here(
-            "bench_qwen.sh",
-            CKPT=str(checkpoint),
-            TASKS="hiprune_tiny",
-            LIMIT="5",
-            RETENTIONS="0.25",
-            OUTPUT=str(tmp_path / "out"),
-        )
+    status, output = bench_here(
+        "bench_qwen.sh",
+        CKPT=str(checkpoint),
+        TASKS="hiprune_tiny",
+        LIMIT="5",
+        RETENTIONS="0.25",
+        OUTPUT=str(tmp_path / "out"),
+    )
     assert status == 0, output
     (path,) = (tmp_path / "out").rglob("*_results.json")
     record = json.loads(path.read_text())["hiprune"]

@@ -17,8 +17,9 @@ LLAVA, NEXT = BENCHMARKS["llava"], BENCHMARKS["llava_next"]
 SCRIPTS = {"bench_llava.sh": LLAVA, "bench_llava_next.sh": NEXT}
 VARIABLES = (
     "CKPT", "TASKS", "RETENTIONS", "HIPRUNE_RETENTION", "HIPRUNE_ALPHA", "HIPRUNE_OBJECT_LAYER",
-    "LIMIT", "NUM_PROCESSES", "OUTPUT", "VENV",
+    "LIMIT", "NUM_PROCESSES", "ENGINE", "ENGINE_ARGS", "OUTPUT", "VENV",
 )  # fmt: skip
+ONE_BUDGET = {"HIPRUNE_RETENTION": "64"}
 NO_INTEGER = ("", "abc", "0", "-1", "nan", "1.5", "1_0", "１", "0x10")
 NO_SHARE = ("", "abc", "-0.1", "1.5", "nan", "inf", "0,1")
 
@@ -147,6 +148,15 @@ def test_tiny_stays_off_the_hub():
         command = run.command(run.folder)
         include_path = Path(command[command.index("--include_path") + 1])
         assert include_path == ROOT / ".tiny" / "tasks" / "llava"
+
+
+def test_the_small_task_is_found_without_tiny():
+    """By any checkpoint, and by no other task's run."""
+    small, other = plan(read_settings(LLAVA, False, {"TASKS": "hiprune_tiny pope", **ONE_BUDGET}))
+    command = small.command(small.folder)
+    assert command[command.index("--include_path") + 1] == str(ROOT / ".tiny" / "tasks" / "llava")
+    assert "HF_HUB_OFFLINE" not in small.environment  # the checkpoint may be on the hub
+    assert "--include_path" not in other.command(other.folder)
 
 
 @pytest.mark.parametrize("family", BENCHMARKS)

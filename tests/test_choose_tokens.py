@@ -142,6 +142,24 @@ def test_an_image_keeps_the_same_tokens_whatever_stands_beside_it(name):
             torch.testing.assert_close(together.merged[row : row + 1], alone.merged)
 
 
+def test_cdpruner_has_one_scale_of_relevance_for_a_batch():
+    """The release's: one scale an image would not keep what it keeps of this case's two views."""
+    (case,) = (c for c in CASES if c["method"] == "cdpruner" and c["input"] == "n144_batch")
+    inputs = inputs_of(case)
+    alone = [
+        choose_tokens(
+            "cdpruner",
+            budget=case["budget"],
+            columns=12,
+            **{n: x if n == "text_embeds" else x[view : view + 1] for n, x in inputs.items()},
+        )
+        for view in range(2)
+    ]
+    together = choose_tokens("cdpruner", budget=case["budget"], columns=12, **inputs)
+    assert not torch.equal(torch.cat([each.indices for each in alone]), together.indices)
+    assert "one by one" in choose_tokens.__doc__
+
+
 @pytest.mark.parametrize("sign", ["+", "-"])
 @pytest.mark.parametrize("where", ["inside", "beside"])
 @pytest.mark.parametrize("count", ["share", "fifth"])

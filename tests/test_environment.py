@@ -19,6 +19,8 @@ FOLDER = ROOT / "scripts" / "env"
 HERE = "qwen" if find_spec("llava") is None else "llava"
 # Their own requirements contradict the versions that run together: scripts/env/pyproject.toml.
 REPLACED = {"llava-torch", "lmms-eval", "torchvision"}
+# One requirement of these alone.
+WAIVED = {("gradio", "pillow")}
 
 
 def wanted(path):
@@ -27,7 +29,7 @@ def wanted(path):
         line = line.partition("#")[0].strip()
         if line.startswith("-r "):
             yield from wanted(path.parent / line[3:])
-        elif line:
+        elif line and not line.startswith("-c "):  # of another lock
             yield Requirement(line)
 
 
@@ -37,7 +39,7 @@ def test_a_list_is_met_by_its_lock(name):
     for entry in locked.read_lock(FOLDER / f"{name}.lock"):
         versions.setdefault(entry.name, []).append(entry.version)
     lines = list(wanted(FOLDER / f"{name}.in"))
-    assert len(lines) > (5 if name == "vllm" else 20)
+    assert len(lines) > 20
     for line in lines:
         found = versions.get(locked.normal(line.name), [])
         assert found and all(line.specifier.contains(version) for version in found), line
@@ -50,7 +52,7 @@ def test_a_lock_pins_every_line_with_hashes(path):
     assert {entry.name for entry in entries if not entry.hashes} <= {"torch"}
     # A CPU machine downloads no CUDA package.
     cuda = [entry.name for entry in entries if entry.name.startswith(("nvidia-", "cuda-"))]
-    assert bool(cuda) == (path.stem == "cuda")
+    assert bool(cuda) == path.stem.endswith("cuda")
     assert re.search("https?:", path.read_text(encoding="utf-8")) is None
 
 
@@ -92,6 +94,8 @@ def test_nothing_that_a_distribution_needs_is_missing():
         for text in metadata.requires(entry.name) or []:
             need = Requirement(text)
             if need.marker and not need.marker.evaluate({"extra": ""}):
+                continue
+            if (entry.name, need.name) in WAIVED:
                 continue
             try:
                 version = metadata.version(need.name)

@@ -1,4 +1,4 @@
-"""Figures: every token bears the colour of what it is, at its place; legends count right."""
+"""Figures: what is kept stays, the rest fades, every token bears its sign; legends count right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from hiprune.figures import (
     selection_figure,
     tokens_figure,
 )
-from hiprune.figures.painting import COLOURS, paint_ranks, paint_selection
+from hiprune.figures.marks import COLOURS, EDGE, LINE, marks, stray_buffers
+from hiprune.figures.painting import FADED, paint_image, paint_ranks, paint_selection
 from hiprune.figures.token_grids import anyres_grids, padded_box, single_grid
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -44,11 +45,12 @@ def rendered(figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def colour_at(pixels: np.ndarray, axes, grid, row: int, column: int, off: float) -> np.ndarray:
-    """What is drawn within a token: at its middle, or ``off`` of its width beside."""
+def colour_at(pixels: np.ndarray, axes, grid, row: int, column: int, *off: float) -> np.ndarray:
+    """What is drawn in a token: ``off`` its middle to the right and down, in its shorter sides."""
     left, top, right, bottom = grid.box
-    x = left + (column + 0.5 + off) * (right - left) / grid.columns
-    y = top + (row + 0.5 + off) * (bottom - top) / grid.rows
+    width, height = (right - left) / grid.columns, (bottom - top) / grid.rows
+    x = left + (column + 0.5) * width + off[0] * min(width, height)
+    y = top + (row + 0.5) * height + off[-1] * min(width, height)
     across, up = axes.transData.transform((x, y))
     return pixels[len(pixels) - 1 - int(up), int(across)].astype(int)
 
@@ -61,9 +63,14 @@ def kind_of(selection: TokenSelection, flat: int) -> str:
 
 
 def blend(kind: str, beneath: float) -> np.ndarray:
-    """The tint of a kind, or the dimming, over a grey."""
-    colour, alpha = ((0, 0, 0), 0.68) if kind == "dropped" else (to_rgb(COLOURS[kind]), 0.3)
+    """A kept token is what it is in the image; a dropped one fades."""
+    *colour, alpha = FADED if kind == "dropped" else (0, 0, 0, 0)
     return 255 * (alpha * np.array(colour) + (1 - alpha) * beneath)
+
+
+# Where, from its middle to the right and down, a mark is of its kind's colour and where it is not.
+MARKED = {"anchor": (0, 0.12), "buffer": (0.11,), "register": (0, 0.1)}
+UNMARKED = {"anchor": (), "buffer": (0,), "register": ((0.13, 0),)}
 
 
 @pytest.mark.parametrize("name", ["whole", "padded", "cropped", "base", "views", "tall views"])
@@ -80,7 +87,7 @@ def test_every_token_has_its_colour_at_its_place(name):
     selection = chosen(1 + (grid.rows * grid.columns) // 16 * (len(grid.order) > 16), 4)
     if name == "base":
         selection = chosen(3, 4)
-    figure = Figure(figsize=(6, 6))
+    figure = Figure(figsize=(6, 6), dpi=200)
     axes = figure.subplots()
     paint_selection(axes, GREY, selection, grid)
     pixels = rendered(figure)
@@ -88,17 +95,93 @@ def test_every_token_has_its_colour_at_its_place(name):
     for place, flat in enumerate(grid.order.tolist()):
         row, column = divmod(place, grid.columns)
         left, top, right, bottom = grid.box
-        y = top + (row + 0.75) * (bottom - top) / grid.rows
-        x = left + (column + 0.75) * (right - left) / grid.columns
+        width, height = (right - left) / grid.columns, (bottom - top) / grid.rows
+        y = top + (row + 0.5) * height + 0.28 * min(width, height)
+        x = left + (column + 0.5) * width + 0.28 * min(width, height)
         inside = 0 < x < SIZE[0] and 0 < y < SIZE[1]
         kind = kind_of(selection, flat)
         kinds.add(kind)
         expected = blend(kind, 150 / 255 if inside else 0.92)
-        found = colour_at(pixels, axes, grid, row, column, 0.25)
+        found = colour_at(pixels, axes, grid, row, column, 0.28)
         assert np.abs(found - expected).max() <= 4, (row, column, kind)
+        for marked, places in ((True, MARKED), (False, UNMARKED)):
+            for off in places.get(kind, ()):
+                found = colour_at(pixels, axes, grid, row, column, *np.atleast_1d(off))
+                near = np.abs(found - 255 * np.array(to_rgb(COLOURS[kind]))).max() <= 4
+                assert near == marked, (row, column, kind, off)
     assert kinds == {"anchor", "buffer", "register", "dropped"}
     assert axes.get_xlim() == pytest.approx(grid.box[::2])
     assert axes.get_ylim() == pytest.approx(grid.box[:0:-2])  # downwards
+
+
+def test_an_outline_runs_round_a_region_and_within_it():
+    """Tokens of an L: an outline on its rim, its inner corner closed, none between its tokens."""
+    grid = single_grid(4, 4, (0, 0, 40, 40))
+    keep = torch.zeros(1, 16, dtype=torch.bool)
+    keep[0, [5, 9, 10]] = True  # below one another, and one to the right of the lower
+    none = torch.zeros_like(keep)
+    selection = TokenSelection(none, none, keep, keep, keep.nonzero()[:, 1][None])
+    figure = Figure(figsize=(6, 6))
+    axes = figure.subplots()
+    image = Image.new("RGB", (40, 40), (150, 150, 150))
+    paint_selection(axes, image, selection, grid)
+    pixels = rendered(figure)
+    blue, rim = 255 * np.array(to_rgb(COLOURS["register"])), 0.5 - EDGE - LINE / 2
+    for row, column, right, down, there in (
+        (1, 1, 0.1, -rim, True),  # above the upper one
+        (1, 1, rim, 0, True),  # on its right
+        (1, 1, -rim, 0.5, True),  # on the left of both, without a gap
+        (1, 1, 0, rim, False),  # between them
+        (2, 1, rim, 0, False),
+        (2, 1, rim, -rim, True),  # the corner that juts in, which closes
+        (2, 2, 0, -rim, True),
+        (2, 2, rim, rim, True),  # a corner that juts out
+        (2, 1, 0.1, rim, True),
+        (1, 2, 0, 0, False),  # nothing where no token is kept
+        (1, 2, -rim, 0, False),
+    ):
+        found = colour_at(pixels, axes, grid, row, column, right, down)
+        assert (np.abs(found - blue).max() <= 4) == there, (row, column, right, down)
+
+
+def test_buffers_past_the_end_of_a_row_are_told():
+    """By the legend, and by a broken outline; where there are none by neither."""
+    scores = torch.zeros(1, 16)
+    scores[0, 7] = 1  # the last of the second row: on the flat index the third row begins beside it
+    grid = single_grid(4, 4, (0, 0, *SIZE))
+    image = Image.new("RGB", SIZE, (150, 150, 150))
+    outlines = {}
+    for neighborhood, stray in (("flat", [8]), ("grid", [])):
+        selection = select_tokens(
+            scores, scores, columns=4, budget=5, alpha=1.0, neighborhood=neighborhood
+        )
+        masks = (grid.values(mask) for mask in (selection.anchor, selection.buffer))
+        assert stray_buffers(*masks).flatten().nonzero().flatten().tolist() == stray
+        figure = selection_figure(image, selection, [grid])
+        texts = [text.get_text() for text in figure.legends[0].get_texts()]
+        told = [text.replace("\n", " ") for text in texts if "wrapped" in text]
+        whole = f"{len(stray)} of these wrapped round the end of a row or the grid"
+        assert told == [whole] * len(stray)
+        rendered(figure)
+        outlines[neighborhood] = [len(patch.get_path()) for patch in figure.axes[0].patches]
+    assert outlines["flat"] != outlines["grid"]
+    # The first anchor's neighbour above is beyond the grid, and the first token takes its place.
+    scores = torch.zeros(1, 16)
+    scores[0, 3] = 1
+    selection = select_tokens(scores, scores, columns=4, budget=5, alpha=1.0)
+    masks = (grid.values(mask) for mask in (selection.anchor, selection.buffer))
+    assert stray_buffers(*masks).flatten().nonzero().flatten().tolist() == [0, 4]
+
+
+def test_large_pictures_are_drawn_small():
+    """In the places that they had."""
+    large = Image.effect_noise((60, 40), 90).convert("RGB").resize((4800, 3200), 0)
+    axes = Figure().subplots()
+    paint_image(axes, large, single_grid(4, 4, (0, 0, 4800, 3200)))
+    (drawn,) = axes.images
+    assert drawn.get_array().shape == (1067, 1600, 3)
+    assert drawn.get_extent() == [0, 4800, 3200, 0]
+    assert large.size == (4800, 3200)
 
 
 def test_one_image_of_a_batch():
@@ -122,9 +205,12 @@ def test_ranks_are_drawn_where_tokens_lie():
     order = scores[0].argsort().argsort()
     for place in range(16):
         top = np.array(matplotlib.colormaps["viridis"](float(order[place]) / 15)[:3])
-        expected = 255 * (0.62 * top + 0.38 * 150 / 255)
-        found = colour_at(pixels, axes, grid, *divmod(place, 4), off=0.2)
+        expected = 255 * (0.7 * top + 0.3 * 150 / 255)
+        found = colour_at(pixels, axes, grid, *divmod(place, 4), 0.2)
         assert np.abs(found - expected).max() <= 4
+    assert not axes.patches
+    paint_ranks(axes, GREY, scores, grid, chosen=("anchor", scores > 0.5))
+    assert len(axes.patches) == 2  # an outline, and its edge
     assert (drawn.norm.vmin, drawn.norm.vmax) == (0, 1)
 
 
@@ -147,7 +233,7 @@ def test_counts_captions_and_legend():
     assert found["dropped"] == 24
     assert caption(selection, base) == "base view: 8 of 16 kept"
     assert caption(selection, views) == "grid of 1 x 2 views: 16 of 32 kept"
-    figure = Figure(layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     figure.subplots()
     add_legend(figure, selection)
     (legend,) = figure.legends
@@ -181,8 +267,17 @@ def _overlapping(figure) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("size", [(60, 40), (40, 60), (50, 50), (200, 50)])
-@pytest.mark.parametrize("views", [None, (1, 2), (2, 1), (2, 2), (3, 1), (1, 3)])
+WIDE, TALL, SQUARE, LONG = (60, 40), (40, 60), (50, 50), (200, 50)
+
+
+@pytest.mark.parametrize(
+    ("size", "views"),
+    [
+        *((size, None) for size in (WIDE, TALL, SQUARE, LONG)),
+        *((size, views) for size in (SQUARE, LONG) for views in ((1, 2), (2, 2), (3, 1))),
+        *((size, views) for size in (WIDE, TALL) for views in ((2, 1), (1, 3))),
+    ],
+)
 def test_no_text_lies_on_another(size, views):
     image = Image.new("RGB", size)
     if views is None:
@@ -208,14 +303,28 @@ def test_panels_of_the_figures():
     assert len(titles) == 6
     figure = tokens_figure(GREY, maps, chosen(3, 4), grids, 3, 7, "all")
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles[1:4] == [
-        "layer 3 of 8: chooses anchors",
-        "layer 7 of 8: chooses registers",
+    assert titles[:4] == [
+        "input, base view",
         "base view: 8 of 16 kept",
+        "layer 3 of 8:\nchooses anchors",
+        "layer 7 of 8:\nchooses registers",
     ]
     drawn = [axes.images[1].get_array() for axes in figure.axes if "layer 3" in axes.get_title()]
     assert [array.shape for array in drawn] == [(4, 4), (4, 8)]
     assert drawn[0].flatten().argmax() == maps[2, 0].argmax()
+
+
+def test_a_question_and_its_answers():
+    """Each below its picture, in lines that are no formulas, with how many tokens gave it."""
+    grids = anyres_grids(SIZE, (1, 2), side=30, columns=4)
+    maps = torch.rand(8, 3, 16, generator=torch.Generator().manual_seed(1))
+    answers = ("It is $5, or $" + " and more" * 20, "")
+    figure = tokens_figure(GREY, maps, chosen(3, 4), grids, 3, 7, "all", "What $? " * 30, answers)
+    assert _overlapping(figure) == []
+    left, right = (axes.get_xlabel().split("\n") for axes in figure.axes if axes.get_xlabel())
+    assert (left[0], right) == ("all 48 tokens answer", ["24 tokens answer", "nothing"])
+    assert " ".join(left[1:]) == answers[0]
+    assert figure.get_suptitle().endswith("\nall")
 
 
 def test_refusals():
@@ -229,10 +338,13 @@ def test_refusals():
         attention_figure(GREY, torch.rand(8, 1, 25), [grid], layers=[0])
 
 
-def test_colours_are_told_apart_also_in_grey():
-    """In lightness the three kinds and the dimmed rest are steps apart."""
+def test_kinds_are_told_apart_also_in_grey():
+    """By lightness, and by the shape of the mark where print has no colours at all."""
     lightness = sorted(
         np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)) for colour in COLOURS.values()
     )
     assert np.diff(lightness).min() > 0.04
-    assert set(COLOURS.values()) == {"#D55E00", "#F0E442", "#0072B2"}
+    assert set(COLOURS.values()) == {"#D55E00", "#E69F00", "#0072B2"}  # of Okabe and Ito
+    one, grid = torch.ones(1, 1, dtype=torch.bool), single_grid(1, 1, (0, 0, 1, 1))
+    shapes = {len(marks(one, grid, kind)[1].get_path()) for kind in COLOURS}
+    assert len(shapes) == 3

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scripts.efficiency.latency.clock import CLEAR, OTHER, PeakMemory, Stopwatch
+from scripts.efficiency.latency.plot import COLOURS, stacked, summing
 from scripts.efficiency.latency.report import number
 from scripts.efficiency.latency.rounds import (
     Case,
@@ -141,3 +142,49 @@ def test_peak_memory_of_the_process():
     assert first["extra_memory"] > 45_000_000
     peak.reset()
     assert peak.read()["extra_memory"] < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("values", "digits", "expected"),
+    [
+        ((0.924, 0.0, 0.035, 14.019, 0.006), 2, ["14.98", "0.92", "0.00", "0.03", "14.02", "0.01"]),
+        ((0.4, 0.4, 0.4), 0, ["1", "1", "0", "0"]),
+        ((0.3, 0.3), 1, ["0.6", "0.3", "0.3"]),
+        ((1234.5, 0.5), 0, ["1235", "1235", "0"]),
+        ((0.0, 0.0), 2, ["0.00", "0.00", "0.00"]),
+    ],
+)
+def test_what_is_written_of_parts_adds_up_to_what_is_written_of_the_sum(values, digits, expected):
+    found = summing(values, digits)
+    assert found == expected
+    total, *parts = (round(float(text) * 10**digits) for text in found)
+    assert total == sum(parts)
+
+
+def test_the_label_of_a_bar_is_the_bar():
+    """And the parts' labels, one a colour, add up to it."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes, table = Figure().subplots(1, 2)
+    rows = {"unpruned": (0.9, 0.0, 0.03, 14.02, 0.1), "64": (0.86, 0.02, 0.005, 2.9, 0.1)}
+    stacked(
+        axes, table, {name: dict(zip(COLOURS, times, strict=True)) for name, times in rows.items()}
+    )
+    texts = {}
+    for text in table.texts:
+        texts.setdefault(round(text.get_position()[1], 2), []).append(text.get_text())
+    for place, times in enumerate(rows.values()):
+        total, *parts = map(float, texts[place])
+        assert (
+            total == pytest.approx(sum(parts)) == pytest.approx(sum(times), abs=0.0051)
+        )  # rounded
+        ends = [
+            bar.get_x() + bar.get_width()
+            for bar in axes.patches
+            if bar.get_y() < place < bar.get_y() + 0.7
+        ]
+        assert max(ends) == pytest.approx(sum(times))
+    assert texts[-0.62] == [
+        "sum", "vision\ntower", "scoring,\nselection", "projector", "LLM\nprefill", "other"
+    ]  # fmt: skip

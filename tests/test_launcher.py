@@ -94,7 +94,7 @@ def test_a_bad_variable_ends_it_before_the_module_runs(name, value, module, monk
 )
 def test_wrong_usage(arguments, capsys):
     assert launcher.main(arguments) == 2
-    assert "usage: python -m hiprune -m MODULE" in capsys.readouterr().err
+    assert "usage: hiprune -m MODULE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["no_such_module", "json.no_such_module", "", ".json"])
@@ -153,7 +153,7 @@ def test_without_the_llava_package(module, monkeypatch, capsys):
 def test_help_needs_no_model_package():
     text = (
         "import sys, runpy\n"
-        "sys.argv = ['hiprune', '--help']\n"
+        "sys.argv = ['hiprune', '-m', '--help']\n"
         "try:\n    runpy.run_module('hiprune', run_name='__main__')\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
         "assert not {'llava', 'transformers'} & set(sys.modules)\n"

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.17", reason="transformers' own LLaVA is newer")
 
+from family import state
 from llava_hf_models import (
     FAMILIES,
     LAYERS,
@@ -23,16 +24,6 @@ from llava_hf_models import (
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError
-
-
-def state(model) -> dict:
-    """Every attribute of every module, by identity, and every hook."""
-    found = {}
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            hooks = tuple(value.items()) if name.endswith("_hooks") else None
-            found[path, name] = (id(value), hooks)
-    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)

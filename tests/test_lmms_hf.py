@@ -174,6 +174,21 @@ def test_what_it_does_not_take_is_named(build, tmp_path, monkeypatch):
         model._template()
 
 
+@pytest.mark.parametrize(
+    ("model", "asset", "family"),
+    [
+        ("qwen2_5_vl_hiprune", "llava-1.5-tiny", "llava"),
+        ("llava_hf_hiprune", "qwen2.5-vl-tiny", "qwen2_5_vl"),
+    ],
+)
+def test_another_familys_checkpoint_is_for_hiprune_hf(model, asset, family, tmp_path):
+    """Told by the configuration alone: no weights lie here."""
+    (tmp_path / "config.json").write_bytes((ASSETS / asset / "config.json").read_bytes())
+    expected = f"^pretrained='{tmp_path}': a checkpoint of {family}; expected .*model hiprune_hf"
+    with pytest.raises(HiPruneError, match=expected):
+        get_model(model)(pretrained=str(tmp_path), device_map="cpu", dtype="float32")
+
+
 def test_the_small_model_through_lmms_eval(tmp_path):
     folder = make_task(tmp_path / "task", "llava", scenes=2, seed=7)
     arguments = f"pretrained={ASSETS / 'llava-1.5-tiny'},device_map=cpu,dtype=float32"

@@ -1,6 +1,7 @@
 """The repository as a package: a wheel that works elsewhere."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -215,7 +216,37 @@ def test_the_command_line_works_elsewhere(elsewhere):
         "try:\n    runpy.run_module('hiprune', run_name='__main__')\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
     )
-    assert "usage: python -m hiprune -m MODULE" in told
+    assert "usage: hiprune COMMAND" in told
+
+
+def test_the_command_is_installed_elsewhere(elsewhere):
+    program = elsewhere.target / "bin" / "hiprune"  # which pip writes
+    paths = {"PYTHONPATH": str(elsewhere.target), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", program, "env"], cwd=elsewhere.target, env=paths,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    where = f"(installed in {elsewhere.target / 'hiprune'})"
+    assert done.stdout.startswith(f"hiprune: {hiprune.__version__} {where}\n")
+
+
+@pytest.mark.skipif(find_spec("llava") is not None, reason="transformers' own models: .venv-qwen")
+def test_pictures_are_drawn_elsewhere(elsewhere, tmp_path):
+    """Without the scripts; there are no small models, which is said."""
+    scene, model = ROOT / "assets" / "scene.png", ROOT / "assets" / "llava-1.5-tiny"
+    told = elsewhere(
+        "from contextlib import redirect_stderr\n"
+        "from hiprune.command import main\n"
+        "with redirect_stderr(sys.stdout):\n"
+        f"    try:\n        main(['show', {str(scene)!r}])\n"
+        "    except SystemExit as stop:\n        print(stop.code)\n"
+        f"main(['show', {str(scene)!r}, '--model', {str(model)!r}, '--out', {str(tmp_path)!r}])"
+    )
+    assert "--model tiny: no " in told and "which a clone of the repository has" in told
+    assert told.splitlines()[1] == "2"
+    assert told.splitlines()[-1] == f"wrote {tmp_path / 'scene-tokens.png'}"
+    assert (tmp_path / "scene-tokens.png").is_file()
 
 
 def test_torchvision_imports_and_resizes(elsewhere):

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("llava", reason="the llava package lives in .venv-llava alone")
 
+from family import state
 from llava_models import LAYERS, TOKENS, inputs, load
 
 import hiprune
@@ -24,16 +25,6 @@ def model(tiny_llava):
 @pytest.fixture
 def arguments(tiny_llava):
     return inputs(*load(tiny_llava), [1])
-
-
-def state(model) -> dict:
-    """Every attribute of every module, by identity, and every hook."""
-    found = {}
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            hooks = tuple(value.items()) if name.endswith("_hooks") else None
-            found[path, name] = (id(value), hooks)
-    return found
 
 
 def test_remove_gives_back_the_very_same_model(model, arguments):

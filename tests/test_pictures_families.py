@@ -21,10 +21,10 @@ from transformers import (
 
 import hiprune
 from hiprune import HiPruneConfig, select_tokens
+from hiprune.show.__main__ import draw
+from hiprune.show.checkpoints import find_checkpoint
 from scripts.bench.checkpoint import of_checkpoint
 from scripts.benchmarks import BENCHMARKS
-from scripts.show.__main__ import draw
-from scripts.show.checkpoints import find_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

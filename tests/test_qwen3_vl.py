@@ -9,6 +9,7 @@ pytest.importorskip("transformers", minversion="5.17", reason="needs the environ
 
 import qwen3_models as made
 from family import close, forward
+from qwen_models import pixels as patches_of
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError
@@ -120,7 +121,7 @@ def test_encode_images_gives_what_the_unpatched_model_makes_of_the_kept(family):
 @over_all
 def test_maps_of_all_blocks(family):
     model, grid = made.load(family), (1, *made.GRIDS[0])
-    pixels = made.pixels(made.GRIDS[0], 0)
+    pixels = patches_of(made.GRIDS[0], 0)
     found = hiprune.received_attention_maps(
         model.model.visual, pixels, grid_thw=torch.tensor([grid])
     )

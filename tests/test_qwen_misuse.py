@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.17", reason="needs the environment .venv-qwen")
 
+from family import state
 from qwen_models import BLOCKS, IMAGE, inputs, load
 
 import hiprune
@@ -20,16 +21,6 @@ SMALL = HiPruneConfig(retention=0.334, object_layer=4)
 @pytest.fixture
 def model():
     return load("sdpa")
-
-
-def state(model) -> dict:
-    """Every attribute of every module, by identity, and every hook."""
-    found = {}
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            hooks = tuple(value.items()) if name.endswith("_hooks") else None
-            found[path, name] = (id(value), hooks)
-    return found
 
 
 def test_remove_gives_back_the_very_same_model(model):

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from family import forward
+from family import forward, state
 from matrix import FAMILIES, PACKAGE, over_families
 
 import hiprune
@@ -50,6 +50,24 @@ def test_numbers_of_numpy_on_a_model(family):
             forward(model, arguments)
         kept.append([selection.indices for selection in pruned.selections])
     torch.testing.assert_close(*kept)
+
+
+@over_families
+def test_more_tokens_than_the_largest_image_has(family):
+    """Refused when HiPrune is applied; a model of images of any size keeps all of them."""
+    model = family.model()
+    if family.most is None:
+        arguments = family.inputs(model, [1])
+        with hiprune.prune(model, family.config(10**6)) as pruned:
+            forward(model, arguments)
+        assert pruned.selections[0].keep.all()
+        return
+    hiprune.apply(model, family.config(family.most)).remove()
+    before = state(model)
+    message = rf"^retention={family.most + 1}: expected \d+ to {family.most} tokens per image"
+    with pytest.raises(HiPruneError, match=message):
+        hiprune.apply(model, family.config(family.most + 1))
+    assert state(model) == before
 
 
 def test_one_is_a_token_in_python_and_all_in_qwens_variable():

@@ -9,8 +9,10 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.17", reason="needs the environment .venv-qwen")
 
+import views_by_hand as oracle
 import views_models as made
 from family import close, forward
+from llava_hf_models import decode_by_hand
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError
@@ -22,7 +24,7 @@ STEPS = 3
 
 
 def config(retention, **more):
-    return HiPruneConfig(retention, alpha=made.ALPHA, object_layer=made.OBJECT_LAYER, **more)
+    return HiPruneConfig(retention, alpha=oracle.ALPHA, object_layer=oracle.OBJECT_LAYER, **more)
 
 
 def generate(model, arguments, **settings):
@@ -46,15 +48,15 @@ def plain(family, model, arguments):
 @torch.no_grad()
 def check(family, model, arguments, retention, logits, ids):
     """Logits and answers of the pruned prompts are those made by hand."""
-    features = made.features_by_hand(family, made.load(family, "eager"), arguments, retention)
-    prompt = made.prompt_by_hand(model, arguments, features)
+    features = oracle.features_by_hand(family, made.load(family, "eager"), arguments, retention)
+    prompt = oracle.prompt_by_hand(model, arguments, features)
     expected = forward(model, prompt).logits
     real = prompt["attention_mask"].bool()
     assert logits.shape == expected.shape
     close(logits[real], expected[real])
     width = arguments["input_ids"].shape[1]
     assert torch.equal(ids[:, :width], arguments["input_ids"]), "the prompt comes back whole"
-    assert torch.equal(ids[:, width:], made.decode_by_hand(model, prompt, STEPS))
+    assert torch.equal(ids[:, width:], decode_by_hand(model, prompt, STEPS))
 
 
 @over_all
@@ -123,8 +125,8 @@ def test_beams_and_sampling(family, retention):
     model, arguments = made.load(family), made.inputs(family, [1, 2], video_frames=1)
     with torch.no_grad():
         eager = made.load(family, "eager")
-        features = made.features_by_hand(family, eager, arguments, retention)
-        prompt = made.prompt_by_hand(model, arguments, features)
+        features = oracle.features_by_hand(family, eager, arguments, retention)
+        prompt = oracle.prompt_by_hand(model, arguments, features)
     del prompt["position_ids"]
     for settings in ({"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}):
         torch.manual_seed(0)
@@ -144,7 +146,7 @@ def test_encode_images_and_maps(family):
         pixels = arguments[made.pixels_name(family)]
         features = pruned.encode_images(pixels, arguments.get("image_sizes"))
     eager = made.load(family, "eager")
-    by_hand = made.features_by_hand(family, eager, arguments, 0.334)[made.IMAGE]
+    by_hand = oracle.features_by_hand(family, eager, arguments, 0.334)[made.IMAGE]
     close(features, by_hand)
     found = hiprune.received_attention_maps(tower, views)
     assert found.shape == (made.LAYERS, len(views), made.SIDE[family] ** 2)
@@ -205,12 +207,12 @@ def test_internvits_norms(vision):
     with hiprune.prune(model, config(0.334)):
         logits, ids = forward(model, arguments).logits, generate(model, arguments)
     eager = made.load("internvl", "eager", **vision)
-    prompt = made.prompt_by_hand(
-        model, arguments, made.features_by_hand("internvl", eager, arguments, 0.334)
+    prompt = oracle.prompt_by_hand(
+        model, arguments, oracle.features_by_hand("internvl", eager, arguments, 0.334)
     )
     real = prompt["attention_mask"].bool()
     close(logits[real], forward(model, prompt).logits[real])
-    assert torch.equal(ids[:, -STEPS:], made.decode_by_hand(model, prompt, STEPS))
+    assert torch.equal(ids[:, -STEPS:], decode_by_hand(model, prompt, STEPS))
     found = hiprune.received_attention_maps(model.model.vision_tower, arguments["pixel_values"])
     with torch.no_grad():
         out = eager.model.vision_tower(arguments["pixel_values"], output_attentions=True)

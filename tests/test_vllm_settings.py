@@ -1,6 +1,7 @@
 """The vLLM plugin: what turns it on, what a model cannot have, what becomes of what is set."""
 
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,17 +9,21 @@ import transformers
 import vllm_engines
 from hiprune.models import vllm_plugin
 from hiprune.models.vllm_llava import clip_tower
-from hiprune.models.vllm_qwen2_5_vl import merged_tower
+from hiprune.models.vllm_qwen import merged_tower
 from hiprune.models.vllm_tower import check_engine, check_request, passes
 
 from hiprune.errors import HiPruneError
 
-TOWERS = {"qwen2_5_vl": merged_tower, "llava": clip_tower, "llava_next": clip_tower}
+TOWERS = {
+    "qwen2_5_vl": partial(merged_tower, family="qwen2_5_vl"),
+    "llava": clip_tower,
+    "llava_next": clip_tower,
+}
 
 
 def tower(family, **given):
     """What is known of a small model's tower, with settings by --hf-overrides."""
-    config = transformers.AutoConfig.from_pretrained(vllm_engines.ASSETS[family])
+    config = transformers.AutoConfig.from_pretrained(vllm_engines.checkpoint(family))
     if given:
         config.hiprune = given
     return TOWERS[family](config)
@@ -29,6 +34,17 @@ def test_unset_is_vllm_as_it_is(family, monkeypatch):
     assert tower(family) is None
     monkeypatch.setenv("HIPRUNE_ANSWERS", "somewhere")  # of the benchmarks: no setting
     assert tower(family) is None
+
+
+@pytest.mark.parametrize("vision", ["pixtral", "siglip_vision_model"])
+def test_unset_is_vllm_as_it_is_for_other_towers_too(vision):
+    config = transformers.LlavaConfig(
+        vision_config=transformers.AutoConfig.for_model(vision), text_config={"model_type": "llama"}
+    )
+    assert clip_tower(config) is None
+    config.hiprune = {"retention": 16}
+    with pytest.raises(HiPruneError, match="expected 'clip_vision_model'"):
+        clip_tower(config)
 
 
 def test_variables_and_overrides_say_the_same(monkeypatch):

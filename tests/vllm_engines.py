@@ -6,36 +6,34 @@ import functools
 import gc
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scripts.benchmarks import ASSETS, SMALL_ENGINE
+
 # Before vLLM is imported: all in this process, one thread, no look for cores.
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-    VLLM_NO_USAGE_STATS="1",
-    OMP_NUM_THREADS="1",
-)
+os.environ |= SMALL_ENGINE | {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
 
 import numpy as np
 import torch
 import transformers
 import vllm
+import vllm_random
 from PIL import Image
 
 import hiprune
 from scripts.tiny.questions import ask
 from scripts.tiny.scenes import make_scene
 
-ROOT = Path(__file__).resolve().parents[1]
-ASSETS = {
-    "qwen2_5_vl": ROOT / "assets" / "qwen2.5-vl-tiny",
-    "llava": ROOT / "assets" / "llava-1.5-tiny",
-    "llava_next": ROOT / "assets" / "llava-v1.6-tiny",
+TRAINED = {
+    "qwen2_5_vl": ASSETS / "qwen2.5-vl-tiny",
+    "llava": ASSETS / "llava-1.5-tiny",
+    "llava_next": ASSETS / "llava-v1.6-tiny",
 }
 CLASSES = {
+    "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
+    "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
     "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
     "llava": transformers.LlavaForConditionalGeneration,
     "llava_next": transformers.LlavaNextForConditionalGeneration,
@@ -60,6 +58,19 @@ class Request:
             role = "assistant" if number % 2 else "user"
             found.append({"role": role, "content": text if number % 2 else content})
         return found
+
+
+@functools.cache
+def checkpoint(family: str) -> Path:
+    """A trained model's folder; of the others one of random weights, gone with the process."""
+    if family in TRAINED:
+        return TRAINED[family]
+    folder = tempfile.TemporaryDirectory()
+    _FOLDERS.append(folder)
+    return vllm_random.make_checkpoint(Path(folder.name), family)
+
+
+_FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 
 @functools.cache
@@ -95,7 +106,7 @@ class Oracle:
     """transformers with hiprune.apply, one request after the other, greedy."""
 
     def __init__(self, family: str, dtype: torch.dtype = torch.float32) -> None:
-        folder = ASSETS[family]
+        folder = checkpoint(family)
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
         self.model = CLASSES[family].from_pretrained(folder, dtype=dtype).eval()
 
@@ -105,17 +116,20 @@ class Oracle:
         )
 
     @torch.no_grad()
-    def answers(self, asked: list[Request], config: hiprune.HiPruneConfig) -> list[Answer]:
+    def answers(self, asked: list[Request], config: hiprune.HiPruneConfig | None) -> list[Answer]:
+        """``config``: None leaves the model unpruned."""
+        if config is None:
+            return [self._answer(request, None) for request in asked]
         with hiprune.prune(self.model, config) as handle:
             return [self._answer(request, handle) for request in asked]
 
-    def _answer(self, request: Request, handle: hiprune.PruneHandle) -> Answer:
+    def _answer(self, request: Request, handle: hiprune.PruneHandle | None) -> Answer:
         pictures = [picture(number) for number in request.pictures] or None
         text = self.prompt(request)
         inputs = self.processor(text=text, images=pictures, return_tensors="pt")
         output = self.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
         ids = output[0, inputs["input_ids"].shape[1] :].tolist()
-        kept = [s.indices.numel() for s in handle.selections] if pictures else []
+        kept = [s.indices.numel() for s in handle.selections] if pictures and handle else []
         return Answer(ids, kept)
 
 
@@ -125,9 +139,11 @@ def oracle(family: str) -> Oracle:
 
 
 @functools.cache
-def expected(family: str, asked: tuple[Request, ...], config: tuple) -> list[Answer]:
-    """Of the oracle; computed once, whoever compares with it. ``config``: pairs of settings."""
-    return oracle(family).answers(list(asked), hiprune.HiPruneConfig(**dict(config)))
+def expected(family: str, asked: tuple[Request, ...], config: tuple | None) -> list[Answer]:
+    """Of the oracle; computed once, whoever compares with it. ``config``: pairs of settings; None:
+    unpruned."""
+    settings = None if config is None else hiprune.HiPruneConfig(**dict(config))
+    return oracle(family).answers(list(asked), settings)
 
 
 class Engine:
@@ -152,7 +168,7 @@ class Engine:
             "disable_log_stats": True,
             "mm_processor_cache_gb": 0.1,
         } | options
-        self.llm = vllm.LLM(model=str(ASSETS[family]), **options)
+        self.llm = vllm.LLM(model=str(checkpoint(family)), **options)
 
     def answers(self, asked: list[Request]) -> list[Answer]:
         prompts = []
@@ -162,7 +178,9 @@ class Engine:
                 pictures = [picture(number) for number in request.pictures]
                 prompt["multi_modal_data"] = {"image": pictures}
             prompts.append(prompt)
-        sampling = vllm.SamplingParams(temperature=0, max_tokens=TOKENS)
+        # Random weights go on to the full length, here as in transformers.
+        on = self.family not in TRAINED
+        sampling = vllm.SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=on)
         outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
         token = placeholder(self.family)
         return [
@@ -175,10 +193,30 @@ class Engine:
         """The model itself, in its worker."""
         return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
 
+    def forget(self) -> None:
+        """Have the next answers come out of no cache."""
+        assert self.llm.reset_prefix_cache()
+        self.llm.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
+
+
+def engine(family: str, settings: dict | None, **options) -> Engine:
+    """The engine of these very arguments: a start takes seconds, so tests in a row share one."""
+    key = repr((family, settings, options))
+    if key not in _ENGINE:
+        for other in _ENGINE.values():
+            other.close()
+        _ENGINE.clear()
+        _ENGINE[key] = Engine(family, settings, **options)
+    return _ENGINE[key]
+
+
+_ENGINE: dict[str, Engine] = {}
 
 
 def placeholder(family: str) -> int:
@@ -207,12 +245,10 @@ def main() -> None:
     asked = requests(int(count))
     for retention in map(float, budgets):
         wanted = expected(family, tuple(asked), (("retention", retention),))
-        engine = Engine(family, {"retention": retention})
         for _ in range(2):
-            found = engine.answers(asked)
+            found = engine(family, {"retention": retention}).answers(asked)
             kept = [sum(each.kept) for each in found] == [sum(each.kept) for each in wanted]
             print(f"{family} {retention}: {equal(found, wanted)} of {count} equal; N' {kept}")
-        engine.close()
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def extra_tokens(vision_model: Any) -> int:
 
 
 def _adapter(vision_model: Any) -> Any:
-    from hiprune.models.base import ENCODERS
+    from hiprune.models.registry import ENCODERS
 
     found = getattr(getattr(vision_model, "config", None), "model_type", None)
     if found not in ENCODERS:

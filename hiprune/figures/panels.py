@@ -6,13 +6,15 @@ titles what its colours are and how many tokens there are of each kind.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from hiprune.errors import HiPruneError
-from hiprune.figures.painting import COLOURS, paint_image, paint_ranks, paint_selection
+from hiprune.figures.marks import COLOURS, Sign, legend_handler, stray_buffers
+from hiprune.figures.painting import paint_image, paint_ranks, paint_selection
 from hiprune.figures.token_grids import TokenGrid
 from hiprune.selection import TokenSelection
 
@@ -22,20 +24,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-PANEL = 3.4  # inches, the longer side of a picture
+PANEL = 3.8  # inches, the longer side of a picture
 _TITLE = 2.3  # inches that a panel's title needs
+_NARROW = 1.8  # one of two lines
 
 
 def selection_figure(
     image: Image, selection: TokenSelection, grids: Sequence[TokenGrid], title: str = ""
 ) -> Figure:
     """A panel a grid, and the legend with the counts of all (paper, figure of retained tokens)."""
-    figure, panels = _panels([grids], 0.8 + 0.3 * bool(title))
+    figure, panels = _panels([grids], 0.8)
     for axes, grid in zip(panels[0], grids, strict=True):
         paint_selection(axes, image, selection, grid)
         axes.set_title(caption(selection, grid), fontsize=9)
-    add_legend(figure, selection)
-    figure.suptitle(title or None, fontsize=10)
+    add_legend(figure, selection, grids)
+    _head(figure, title)
     return figure
 
 
@@ -77,6 +80,8 @@ def tokens_figure(
     object_layer: int,
     output_layer: int,
     title: str = "",
+    question: str = "",
+    answers: tuple[str, str] | None = None,
 ) -> Figure:
     """How an image's tokens were chosen: the image, both layers' maps, the selection; a row a grid.
 
@@ -87,22 +92,43 @@ def tokens_figure(
         grids: of the image's tokens.
         object_layer, output_layer: counted from 1.
         title: of the figure.
+        question: that the model was asked about the image, above the panels.
+        answers: with all tokens, and with the kept ones; each below its picture.
     """
-    figure, panels = _panels([[grid] * 4 for grid in grids], 1.3 + 0.3 * bool(title))
-    for row, grid in zip(panels, grids, strict=True):
-        paint_image(row[0], image, grid)
-        row[0].set_title(f"input, {grid.name}" if grid.name != "image" else "input", fontsize=9)
-        for axes, layer, chosen in (
-            (row[1], object_layer, "anchors"),
-            (row[2], output_layer, "registers"),
+    from matplotlib.figure import Figure
+
+    wide = [_inches(grid)[0] for grid in grids]
+    high = [_inches(grid)[1] for grid in grids]
+    widths = [max(_TITLE, *wide), max(_NARROW, 0.46 * max(wide)), max(_TITLE, *wide)]
+    heights = [max(1.9, inches) + 0.35 for inches in high]
+    lines = [textwrap.wrap(text, 46) or ["nothing"] for text in answers or ()]
+    more = 1.25 + 0.2 * max((len(found) + 1 for found in lines), default=0)
+    figure = Figure(figsize=(sum(widths) + 0.3, sum(heights) + more), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.05)
+    halves = [inches for inches in heights for _ in range(2)]
+    cells = figure.add_gridspec(len(halves), 3, width_ratios=widths, height_ratios=halves)
+    narrow = []
+    for n, grid in enumerate(grids):
+        first, last = (figure.add_subplot(cells[2 * n : 2 * n + 2, place]) for place in (0, 2))
+        paint_image(first, image, grid)
+        first.set_title(f"input, {grid.name}" if grid.name != "image" else "input", fontsize=9)
+        for half, (layer, kind) in enumerate(
+            ((object_layer, "anchor"), (output_layer, "register"))
         ):
-            drawn = paint_ranks(axes, image, maps[layer - 1], grid)
-            axes.set_title(f"layer {layer} of {len(maps)}: chooses {chosen}", fontsize=9)
-        paint_selection(row[3], image, selection, grid)
-        row[3].set_title(caption(selection, grid), fontsize=9)
-    add_colour_bar(figure, drawn, [axes for row in panels for axes in row])
-    add_legend(figure, selection)
-    figure.suptitle(title or None, fontsize=10)
+            chosen = kind, getattr(selection, kind)
+            narrow.append(figure.add_subplot(cells[2 * n + half, 1]))
+            drawn = paint_ranks(narrow[-1], image, maps[layer - 1], grid, chosen=chosen)
+            narrow[-1].set_title(f"layer {layer} of {len(maps)}:\nchooses {kind}s", fontsize=8)
+        paint_selection(last, image, selection, grid)
+        last.set_title(caption(selection, grid), fontsize=9)
+    if answers:
+        kept, total = int(selection.keep.sum()), selection.keep.numel()
+        for axes, tokens, found in zip((first, last), (total, kept), lines, strict=True):
+            heading = f"{'all ' * (axes is first)}{tokens} tokens answer"
+            axes.set_xlabel("\n".join([heading, *found]), fontsize=10, parse_math=False)
+    add_colour_bar(figure, drawn, narrow, narrow=True)
+    add_legend(figure, selection, grids)
+    _head(figure, title, question)
     return figure
 
 
@@ -119,31 +145,77 @@ def caption(selection: TokenSelection, grid: TokenGrid) -> str:
     return f"{where}{kept} of {grid.rows * grid.columns} kept"
 
 
-def add_legend(figure: Figure, selection: TokenSelection) -> None:
-    """The kinds with their counts, and N' of N, beneath a figure."""
-    from matplotlib.lines import Line2D
+def add_legend(figure: Figure, selection: TokenSelection, grids: Sequence[TokenGrid] = ()) -> None:
+    """The kinds with their counts, and N' of N, beneath a figure.
 
-    handles = []
+    With the ``grids`` it also says how many buffers touch no anchor, and why, if there are any.
+    """
+    signs, labels = [], []
     for kind, count in counts(selection).items():
-        label = f"{count} {kind if count == 1 or kind == 'dropped' else kind + 's'}"
-        colour = COLOURS.get(kind, "0.35")
-        handles.append(Line2D([], [], linestyle="", marker="s", color=colour, ms=9, label=label))
-    columns = 4 if figure.get_figwidth() >= 6 else 2
+        signs.append(Sign(kind if kind in COLOURS else None))
+        labels.append(f"{count} {kind if count == 1 or kind == 'dropped' else kind + 's'}")
+    masks = [[grid.values(m) for m in (selection.anchor, selection.buffer)] for grid in grids]
+    stray = sum(int(stray_buffers(*pair).sum()) for pair in masks)
+    if stray:
+        place = list(COLOURS).index("buffer") + 1
+        labels.insert(place, f"{stray} of these wrapped round the end of a row or the grid")
+        signs.insert(place, Sign("buffer", dashed=True))
     kept, total = int(selection.keep.sum()), selection.keep.numel()
+    kinds_legend(
+        figure, signs, labels, f"{kept} of {total} tokens kept ({100 * kept / total:.1f} %)"
+    )
+
+
+def kinds_legend(
+    figure: Figure, signs: Sequence[Sign], labels: Sequence[str], title: str = ""
+) -> None:
+    """A legend of signs beneath a figure."""
+    inches = figure.get_figwidth() - 0.2
+    letter, sign = 0.07, 0.55  # inches, at most
+    labels = [textwrap.fill(label, int((inches - sign) / letter)) for label in labels]
+    lengths = [max(map(len, label.split("\n"))) * letter + sign for label in labels]
+    columns = len(labels)
+    while columns > 1:
+        rows = -(-len(labels) // columns)  # a column is filled before the next
+        if sum(max(lengths[n : n + rows]) for n in range(0, len(labels), rows)) <= inches:
+            break
+        columns -= 1
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False,
-        title=f"{kept} of {total} tokens kept ({100 * kept / total:.1f} %)", title_fontsize=9,
+        signs, labels, handler_map={Sign: legend_handler()}, loc="outside lower center",
+        ncols=columns, fontsize=9, frameon=False, title=title or None, title_fontsize=9,
+        columnspacing=1.4, handlelength=1.9, handletextpad=0.6,
     )  # fmt: skip
 
 
-def add_colour_bar(figure: Figure, drawn: ScalarMappable, axes: Sequence[Axes]) -> None:
+def add_colour_bar(
+    figure: Figure, drawn: ScalarMappable, axes: Sequence[Axes], narrow: bool = False
+) -> None:
     """What the colours of :func:`paint_ranks` mean, beneath these axes."""
     bar = figure.colorbar(
-        drawn, ax=list(axes), location="bottom", shrink=0.5, aspect=45, pad=0.03, ticks=[0, 0.5, 1]
+        drawn,
+        ax=list(axes),
+        location="bottom",
+        shrink=0.9 if narrow else 0.5,
+        aspect=18 if narrow else 45,
+        pad=0.02 if narrow else 0.03,
+        ticks=[0, 0.5, 1],
     )
-    bar.ax.set_xticklabels(
-        ["0\nleast attended", "0.5\nrank of a token in its layer", "1\nmost attended"], fontsize=8
-    )
+    labels = ["0\nleast attended", "0.5\nrank of a token in its layer", "1\nmost attended"]
+    if narrow:
+        labels = ["least\nattended", "rank in\nits layer", "most\nattended"]
+    bar.ax.set_xticklabels(labels, fontsize=7.5 if narrow else 8)
+
+
+def _head(figure: Figure, title: str, question: str = "") -> None:
+    """Lines above all else, for which the figure grows."""
+    lines = [*textwrap.wrap(question, int(11 * figure.get_figwidth())), *([title] if title else [])]
+    if not lines:
+        return
+    high = figure.get_figheight() + (more := 0.17 * len(lines) + 0.16)  # inches
+    figure.set_figheight(high)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - more / high))
+    # Not a formula, whatever signs a question has.
+    figure.suptitle("\n".join(lines), y=1 - 0.06 / high, va="top", fontsize=10, parse_math=False)
 
 
 def _panels(rows: Sequence[Sequence[TokenGrid]], more: float) -> tuple[Figure, list[list[Axes]]]:

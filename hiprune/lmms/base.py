@@ -27,7 +27,7 @@ from hiprune.errors import HiPruneError
 from hiprune.handle import PruneHandle
 from hiprune.lmms.answers import Answers, Kept, sources
 from hiprune.lmms.record import RunRecord, state_in_results
-from hiprune.models.base import adapter_of
+from hiprune.models.registry import adapter_of
 from hiprune.patching import apply
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -71,14 +71,17 @@ class PrunedLmms:
     def _start(self, prune: bool, details: dict[str, Any]) -> None:
         """Apply HiPrune to the loaded model, unless ``prune`` is False, and open the record."""
         self.handle: PruneHandle | None = apply(self._model, text=self.text) if prune else None
-        config = self._model.config
+        attention = self._model.config._attn_implementation  # what runs, whatever was asked for
+        self._open_record(self.handle, {**details, "attention": attention})
+
+    def _open_record(self, pruned: Any | None, details: dict[str, Any]) -> None:
+        """``pruned``: whose ``config`` the record states; None where nothing is pruned."""
         details = {
             **details,
-            "revision": getattr(config, "_commit_hash", None),  # None of a folder
-            "attention": config._attn_implementation,  # what runs, whatever was asked for
+            "revision": getattr(self._model.config, "_commit_hash", None),  # None of a folder
             "device": self._device.type,
         }
-        self.record = RunRecord(self.handle, self._family, details)
+        self.record = RunRecord(pruned, self._family, details)
         state_in_results(self.record.as_dict)
         decides = self.record.as_dict
         self._answers = Answers.of_environment(self._rank, lambda: [decides(), sources()])

@@ -11,7 +11,7 @@ import torch
 import hiprune.models  # noqa: F401 - fills the registry
 from hiprune.config import FAMILIES, Family
 from hiprune.errors import HiPruneError
-from hiprune.models.base import ADAPTERS, adapter_of
+from hiprune.models.registry import ADAPTERS, adapter_of
 
 
 @dataclass(frozen=True)

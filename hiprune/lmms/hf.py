@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 
 from hiprune.errors import HiPruneError
-from hiprune.images import pad_to_square
+from hiprune.images import open_image, pad_to_square
 from hiprune.lmms.base import (
     DTYPES,
     PrunedLmms,
@@ -25,14 +25,15 @@ from hiprune.lmms.base import (
     generation,
     unquoted,
 )
-from hiprune.lmms.checkpoint import model_class
-from hiprune.models.base import adapter_of
+from hiprune.lmms.checkpoint import describe, model_class
+from hiprune.models.registry import adapter_of
 
 ARGUMENTS = (
     "pretrained", "revision", "device", "device_map", "dtype", "batch_size", "attn_implementation",
     "use_cache", "chat_template", "system_prompt", "min_pixels", "max_pixels", "max_num_frames",
     "pad", "prune",
 )  # fmt: skip
+FRAMES = 32  # of a video
 
 
 class HiPruneHf(PrunedLmms, lmms):
@@ -43,13 +44,15 @@ class HiPruneHf(PrunedLmms, lmms):
         chat_template: in place of the processor's.
         system_prompt: in front of every conversation; None: what the template has.
         min_pixels, max_pixels: for the processor, where it takes them.
-        max_num_frames: of a video, evenly spread; fewer where it has fewer.
+        max_num_frames: of a video, evenly spread, fewer where it has fewer; None: as many as the
+            family's models were trained on, or 32 where that is no one number.
         pad: pad images to a square with the mean colour.
         prune: False leaves the model unpruned.
     """
 
     is_simple = False
     max_new_tokens = 1024  # where a task does not say
+    families: tuple[str, ...] = ()  # whose checkpoints it asks in their own way; none: any
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class HiPruneHf(PrunedLmms, lmms):
         system_prompt: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        max_num_frames: int = 32,
+        max_num_frames: int | None = None,
         pad: bool = False,
         prune: bool = True,
         **unknown: Any,
@@ -73,20 +76,9 @@ class HiPruneHf(PrunedLmms, lmms):
         super().__init__()
         check_arguments(unknown, prune, dtype, f"some of {', '.join(ARGUMENTS)}")
         pretrained = unquoted(pretrained)
+        self._check_family(pretrained, revision)
         self._place(device, device_map)
-        self._config = AutoConfig.from_pretrained(pretrained, revision=revision)
-        loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        self._model = (
-            model_class(self._config, pretrained)
-            .from_pretrained(
-                pretrained,
-                revision=revision,
-                dtype=DTYPES[dtype],
-                device_map=self.device_map,
-                **loading,
-            )
-            .eval()
-        )
+        self._load(pretrained, revision, dtype, attn_implementation)
         self._config = self._model.config
         self._adapter = adapter_of(self._model)
         pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
@@ -100,7 +92,7 @@ class HiPruneHf(PrunedLmms, lmms):
         self.chat_template = chat_template or self._template()
         self.system_prompt = system_prompt
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
-        self.max_num_frames = int(max_num_frames)
+        self.max_num_frames = int(max_num_frames or self._adapter.video_frames or FRAMES)
         self.pad = self._pads(pad)
         said = chat_template_name(self.chat_template)
         self._start(
@@ -110,7 +102,37 @@ class HiPruneHf(PrunedLmms, lmms):
                 "dtype": dtype,
                 "prompt": said if system_prompt is None else f"{said}, {system_prompt!r}",
                 "pad": self.pad,
+                "max_num_frames": self.max_num_frames,
             },
+        )
+
+    def _check_family(self, pretrained: str, revision: str) -> None:
+        """Before any weight is read: another family's prompt would be one that it never saw."""
+        if not self.families:
+            return
+        family = describe(pretrained, revision).family.name
+        if family not in self.families:
+            raise HiPruneError(
+                f"pretrained={pretrained!r}: a checkpoint of {family}; expected one of "
+                f"{' or '.join(self.families)}, or the model hiprune_hf, which asks each family by "
+                "its own chat template"
+            )
+
+    def _load(
+        self, pretrained: str, revision: str, dtype: str, attn_implementation: str | None
+    ) -> None:
+        config = AutoConfig.from_pretrained(pretrained, revision=revision)
+        loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        self._model = (
+            model_class(config, pretrained)
+            .from_pretrained(
+                pretrained,
+                revision=revision,
+                dtype=DTYPES[dtype],
+                device_map=self.device_map,
+                **loading,
+            )
+            .eval()
         )
 
     @property
@@ -134,8 +156,9 @@ class HiPruneHf(PrunedLmms, lmms):
     # What another way to ask may change.
 
     def _template(self) -> str:
-        """The processor's chat template."""
+        """The processor's chat template, or the family's where the checkpoint has none."""
         template = self.processor.chat_template or self.tokenizer.chat_template
+        template = template or self._adapter.chat_template
         if template is None:
             raise HiPruneError(
                 f"pretrained={self.pretrained!r}: no chat template; expected one, or chat_template="
@@ -172,7 +195,7 @@ class HiPruneHf(PrunedLmms, lmms):
                 parts.append({"type": part.type})
                 visual = part.url
                 if part.type == "image" and not isinstance(visual, Image.Image):
-                    visual = Image.open(visual)
+                    visual = open_image(visual)
                 visuals.append(visual)
             conversation.append({"role": message.role, "content": parts})
         return conversation, visuals

@@ -17,6 +17,7 @@ class LlavaHfHiPrune(HiPruneHf):
             and the paper's numbers are measured; False: crop its centre, as transformers does.
     """
 
+    families = ("llava", "llava_next")
     text = "openai/clip-vit-large-patch14-336"  # whose tower all of LLaVA's checkpoints have
     is_simple = True
 

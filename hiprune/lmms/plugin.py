@@ -10,6 +10,16 @@ def manifests() -> list:
         "llava_hf_hiprune": "hiprune.lmms.llava_hf.LlavaHfHiPrune",
         "qwen2_5_vl_hiprune": "hiprune.lmms.qwen.Qwen25VLHiPrune",
     }
-    chat = ModelManifest(model_id="hiprune_hf", chat_class_path="hiprune.lmms.hf.HiPruneHf")
-    simple = [ModelManifest(model_id=name, simple_class_path=classes[name]) for name in classes]
-    return [chat, *simple]
+    in_vllm = {
+        "llava_hf_hiprune_vllm": "hiprune.lmms.vllm.LlavaHfInVllm",
+        "qwen2_5_vl_hiprune_vllm": "hiprune.lmms.vllm.Qwen25VLInVllm",
+    }
+    chat = {
+        "hiprune_hf": "hiprune.lmms.hf.HiPruneHf",
+        "hiprune_hf_vllm": "hiprune.lmms.vllm.HfInVllm",
+    }
+    simple = classes | in_vllm
+    return [
+        *(ModelManifest(model_id=name, chat_class_path=chat[name]) for name in chat),
+        *(ModelManifest(model_id=name, simple_class_path=simple[name]) for name in simple),
+    ]

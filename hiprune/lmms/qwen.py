@@ -14,6 +14,7 @@ from hiprune.lmms.hf import HiPruneHf
 class Qwen25VLHiPrune(HiPruneHf):
     """The arguments of ``hiprune_hf``, with lmms-eval's defaults of ``qwen2_5_vl``."""
 
+    families = ("qwen2_5_vl",)
     is_simple = True
     max_new_tokens = 32768
 

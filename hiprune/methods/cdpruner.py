@@ -47,6 +47,8 @@ class CDPruner(Method):
 def relevance(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
     """r, (B, N): how far each token points away from the text, 0 to 1 over all B together.
 
+    B are the views of one image: the release has one scale for all of them.
+
     The release negates the cosine where the paper prints plus: CLIP's patches point away from the
     text that tells of them.
     """

@@ -19,6 +19,11 @@ def choose_tokens(name: str, *, budget: int, columns: int, **given: Any) -> Toke
     LLaVA-NeXT: the views of an image are the B, with the budget of a view. Scores are computed in
     float32, whatever the dtype given. Equal scores: the lower index wins.
 
+    What an image keeps does not depend on the others of its batch, with two exceptions: "random",
+    which draws for one after the other; and "cdpruner", whose relevance runs from 0 to 1 over all B
+    together, as in the released code, where these are the views of one image. Give it images of
+    different pictures one by one, as a patched model does.
+
     Args:
         name: out of :func:`hiprune.methods`.
         budget: N', tokens to keep; N or more keeps all. VisionZip counts CLS: 1 + N keeps all.

@@ -1,5 +1,5 @@
 # What the bench scripts share. Sourced with FAMILY, ENVIRONMENT (llava or qwen) and the texts of the
-# usage set.
+# usage set. ENGINE=vllm takes transformers' own checkpoints, in .venv-vllm.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
@@ -20,14 +20,18 @@ what to evaluate
   CKPT            checkpoint, on the hub or a folder     (default $DEFAULT_CKPT)
                   (transformers' own: of any supported family, with that one's budgets and l)
   TASKS           lmms-eval tasks                        (default $DEFAULT_TASKS)
+                  (or hiprune_tiny, the questions of --tiny, of any checkpoint)
   RETENTIONS      budgets, and 'unpruned'                (default unpruned $DEFAULT_RETENTIONS)
   $RETENTION_USAGE
   HIPRUNE_ALPHA         share of anchors plus buffers, 0 to 1      (default 0.1)
   HIPRUNE_OBJECT_LAYER  $LAYER_USAGE
-  HIPRUNE_METHOD, _SEED, _SCORE, _BUFFER, _NEIGHBORHOOD, _REGISTERS: other methods, see README.md
+  HIPRUNE_METHOD, _SEED, _SCORE, _BUFFER, _NEIGHBORHOOD, _REGISTERS: other methods, see docs/variables.md
   LIMIT           samples a task                         (default all)
 how to run
   NUM_PROCESSES   processes, one a GPU                   (default 1)
+  ENGINE          transformers, or vllm: an engine in .venv-vllm answers, of transformers' own
+                  checkpoints; in tables of their own    (default transformers)
+  ENGINE_ARGS     vLLM's arguments: "max_model_len=8192 gpu_memory_utilization=0.8"
   OUTPUT          folder for results and logs            (default logs)
   VENV            environment                            (default .venv-$ENVIRONMENT)
 
@@ -78,6 +82,10 @@ bench_main() {
         esac
         shift
     done
+    if [[ ${ENGINE-} == vllm ]]; then
+        [[ -z ${HF_CKPT-} || $FAMILY == *_hf ]] || use_hf
+        ENVIRONMENT=vllm
+    fi
     local arguments=(--family "$FAMILY" ${tiny[@]+"${tiny[@]}"})
     make_environment
     exec "$VENV/bin/python" -W ignore "$ROOT/scripts" bench "${arguments[@]}"

@@ -38,8 +38,10 @@ def with_identity(settings: Settings) -> Settings:
 def identity(settings: Settings) -> dict[str, object]:
     """Name -> value of all that decides a score, as JSON holds them."""
     lock = "llava" if settings.benchmark.model == "llava_hiprune" else "qwen"
+    lock = "vllm" if settings.engine else lock
     found: dict[str, object] = {
         "model": settings.benchmark.model,
+        **({"engine": settings.engine} if settings.engine else {}),
         "revision": revision(settings.checkpoint),
         **{name: value for name, value in settings.model_args.items() if name != "pretrained"},
         "device": device(),
@@ -47,8 +49,8 @@ def identity(settings: Settings) -> dict[str, object]:
         "lock": lock_state(lock),
         "hiprune": version("hiprune"),
     }
-    if settings.tiny:
-        task = settings.benchmark.task_folder
+    if settings.asks_tiny:
+        task = settings.benchmark.tiny.task_folder
         found["task"] = files_hash(task.rglob("*"), task)
     return found
 

@@ -11,10 +11,13 @@ from pathlib import Path
 import torch
 
 from hiprune.config import DEFAULT_ALPHA
+from scripts.bench.engine import BATCH
 from scripts.bench.identity import SEED
 from scripts.bench.process import Run
 from scripts.bench.settings import Settings
+from scripts.benchmarks import SMALL_ENGINE
 from scripts.numbers import number
+from scripts.tables.columns import TINY_TASK
 from scripts.tables.layouts import render
 from scripts.tables.paper import UNPRUNED
 from scripts.tables.runs import Table, read_tables
@@ -40,6 +43,8 @@ def plan(settings: Settings) -> list[Run]:
             environment["HIPRUNE_RUN"] = json.dumps(settings.identity)
         if not torch.cuda.is_available():
             environment["ACCELERATE_USE_CPU"] = "true"
+        if settings.engine and settings.tiny:
+            environment |= SMALL_ENGINE
         if settings.tiny:
             environment.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
         for task in settings.tasks:
@@ -79,10 +84,12 @@ def _command(settings: Settings, budget: str, task: str, folder: Path) -> list[s
         command += ["--nproc_per_node", str(settings.processes), "-m"]
     command += ["lmms_eval", "--model", settings.benchmark.model]
     command += ["--model_args", ",".join(map(_argument, model_args.items()))]
-    command += ["--tasks", task, "--batch_size", "1", "--log_samples", "--output_path", str(folder)]
+    batch = BATCH if settings.engine else 1
+    command += ["--tasks", task, "--batch_size", str(batch), "--log_samples"]
+    command += ["--output_path", str(folder)]
     command += ["--seed", SEED]
-    if settings.tiny:
-        command += ["--include_path", str(settings.benchmark.task_folder)]
+    if task == TINY_TASK:
+        command += ["--include_path", str(settings.benchmark.tiny.task_folder)]
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     return command

@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.bench.guard import GRACE_SECONDS
+from scripts import guard
+from scripts.guard import GRACE_SECONDS
 from scripts.tables.results import fault_of, results_files
 
 ANSWERS = "answers"  # in a run's folder until it has finished: hiprune/lmms/answers.py
-GUARD = Path(__file__).with_name("guard.py")
+GUARD = Path(guard.__file__)
 PROGRESS = b"Model Responding"  # what lmms-eval's models call their progress bar
 ANSWERED = PROGRESS + rb":[^\r\n]*?\b[1-9]\d*/\d+ \["
 # What is raised around a cause and tells less than it.

@@ -27,6 +27,7 @@ from scripts.benchmarks import ROOT
 
 _KEY = re.compile(r"^[\"']?(task|group|tag)[\"']? *:(.*)$")
 PAIRED = ("mme",)  # tasks of two questions an image, scored together
+WHOLE = ("vinoground",)  # tasks whose scoring fails where a sample is missing
 WHY = (
     "{data} is not on this machine, and without a login to the hub lmms-eval does not load it "
     "(`hf auth login`, or HF_TOKEN)"
@@ -56,6 +57,12 @@ class Registry:
                 raise HiPruneError(
                     f"TASKS: {name!r}: expected a task or group of lmms-eval{suggestion}; "
                     "`python -m lmms_eval --tasks list` has all"
+                )
+            whole = [task for task in self.tasks(name) if task in WHOLE]
+            if whole and limit is not None:
+                raise HiPruneError(
+                    f"LIMIT='{limit}': expected none for {whole[0]}, of which lmms-eval scores all "
+                    "samples together"
                 )
             odd = [task for task in self.tasks(name) if task in PAIRED]
             if odd and limit is not None and limit % 2:

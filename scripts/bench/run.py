@@ -23,7 +23,7 @@ from scripts.bench.settings import Settings
 from scripts.benchmarks import Benchmark
 from scripts.env.file_lock import holder, locked
 from scripts.tables.columns import TINY_TASK
-from scripts.tiny.task import make_tiny
+from scripts.tiny.task import make_checkpoint, make_tiny_task
 
 NO_LOGIN = """note: no login to the model and data hub (`hf auth login`, or HF_TOKEN set to one).
 lmms-eval asks for one even where data are public. Left out until then: {tasks}.
@@ -67,7 +67,9 @@ def evaluate(
         print(NO_KEY.format(key=key), flush=True)
     try:
         if settings.tiny:
-            make_tiny(settings.benchmark)
+            make_checkpoint(settings.benchmark.tiny)
+        if settings.asks_tiny:
+            make_tiny_task(settings.benchmark.tiny)
         settings = with_identity(settings)
         for line in differences(settings):
             print(f"note: runs of other settings, left as they are: {line}")
@@ -100,6 +102,7 @@ def end_on_signals() -> None:
 def barred_tasks(runs: list[Run], registry: Registry) -> dict[str, str]:
     """Task or group -> why it, or one of its tasks, cannot load its data."""
     wanted = {run.task: registry.tasks(run.task) for run in unfinished(runs)}
+    wanted.pop(TINY_TASK, None)  # whose data are made here
     found = without_access([task for tasks in wanted.values() for task in tasks])
     return {
         name: next(found[task] for task in tasks if task in found)
@@ -141,8 +144,10 @@ def why_nothing_runs(
 ) -> str | None:
     """Why even the small model cannot be evaluated in this environment; None where it can."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = read(benchmark, True, {"LIMIT": "2", "OUTPUT": folder})
-        make_tiny(settings.benchmark)
+        engine = {"ENGINE": os.environ["ENGINE"]} if "ENGINE" in os.environ else {}
+        settings = read(benchmark, True, {"LIMIT": "2", "OUTPUT": folder, **engine})
+        make_checkpoint(settings.benchmark.tiny)
+        make_tiny_task(settings.benchmark.tiny)
         return runs_of(settings)[0].execute()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,8 +13,10 @@ import torch
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.config import FAMILIES
 from scripts.bench.checkpoint import check_tiny, of_checkpoint
+from scripts.bench.engine import with_engine
 from scripts.benchmarks import ROOT, Benchmark
 from scripts.numbers import integer
+from scripts.tables.columns import TINY_TASK
 from scripts.tables.paper import UNPRUNED
 
 LEAST_SHARE = 0.0005  # of the 2,048 tokens that Qwen2.5-VL's processor makes at most
@@ -34,16 +36,23 @@ class Settings:
     output: Path
     config: HiPruneConfig  # alpha and l are those of every pruned run
     identity: dict[str, object] | None = None  # what else decides a score: identity.py
+    engine: str | None = None  # "vllm 0.33.0", which answers in the place of transformers
+    engine_args: dict[str, object] = field(default_factory=dict)  # its own
 
     @property
     def name(self) -> str:
         """The checkpoint in a folder's name; checkpoints of one name in two places are two."""
         path = Path(self.checkpoint)
         if path == self.benchmark.tiny.checkpoint:
-            suffix = "-hf" if self.benchmark.model == "llava_hf_hiprune" else ""
+            suffix = "-hf" if self.benchmark.model.startswith("llava_hf_hiprune") else ""
             return f"{path.name}{suffix}"
         # lmms-eval splits its arguments at commas, and takes brackets and quotes for its own.
         return re.sub(r"[^\w.+@-]", "_", self.checkpoint.strip("/").replace("/", "__"))
+
+    @property
+    def asks_tiny(self) -> bool:
+        """Is the task of --tiny among the tasks, of whatever checkpoint?"""
+        return TINY_TASK in self.tasks
 
     @property
     def folder(self) -> Path:
@@ -59,7 +68,8 @@ class Settings:
         # On a CPU the halves are many times slower than float32.
         dtype = self.benchmark.dtype if torch.cuda.is_available() else "float32"
         found = {"pretrained": self.checkpoint, "dtype": dtype, **self.benchmark.model_args}
-        return found | (self.benchmark.tiny.model_args if self.tiny else {})
+        found |= self.benchmark.tiny.model_args if self.tiny else {}
+        return found | self.engine_args
 
     @property
     def object_layer(self) -> int:
@@ -77,6 +87,8 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
         check_tiny(benchmark, env["CKPT"])
     elif env.get("CKPT"):
         benchmark = of_checkpoint(benchmark, env["CKPT"])
+    processes = integer(env.get("NUM_PROCESSES", "1"), 1, name="NUM_PROCESSES")
+    benchmark, engine, engine_args = with_engine(benchmark, tiny, env, processes)
     env = {"HIPRUNE_OBJECT_LAYER": str(_object_layer(benchmark, tiny)), **env}
     single, several = env.get(benchmark.retention_variable), env.get("RETENTIONS")
     if single is not None and several is not None:
@@ -100,7 +112,7 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
         name = "RETENTIONS" if single is None else benchmark.retention_variable
         value = several if single is None else single
         raise HiPruneError(f"{name}={value!r}: {error}") from None
-    tasks = ("hiprune_tiny",) if tiny else benchmark.tasks
+    tasks = (TINY_TASK,) if tiny else benchmark.tasks
     if "TASKS" in env:
         tasks = _words("TASKS", env["TASKS"], "names of lmms-eval tasks")
     return Settings(
@@ -109,10 +121,12 @@ def read_settings(benchmark: Benchmark, tiny: bool, env: dict[str, str]) -> Sett
         checkpoint=env.get("CKPT") or _default_checkpoint(benchmark, tiny),
         tasks=tasks,
         budgets=budgets,
-        processes=integer(env.get("NUM_PROCESSES", "1"), 1, name="NUM_PROCESSES"),
+        processes=1 if engine else processes,  # which starts its own
         limit=integer(env["LIMIT"], 1, name="LIMIT") if "LIMIT" in env else None,
         output=Path(env.get("OUTPUT") or ROOT / "logs").resolve(),
         config=config,
+        engine=engine,
+        engine_args=engine_args,
     )
 
 

@@ -2,10 +2,11 @@
 
     bash scripts/lock.sh            runs it, in an environment that has uv
 
-``llava.lock``, ``qwen.lock`` and ``vllm.lock`` hold every distribution of an environment, with
-hashes. torch alone has none: what is installed may be a build of the same version that lies on the
-machine. The CUDA packages that torch's build for CUDA needs besides are no part of them, so that a
-CPU machine downloads none: they are ``cuda.lock``.
+``llava.lock``, ``qwen.lock``, ``vllm.lock`` and ``vllm_cuda.lock`` (of GPUs, installed by hand:
+docs/serving.md) hold every distribution of an environment, with hashes. torch alone has none: what
+is installed may be a build of the same version that lies on the machine. The CUDA packages that
+torch's build for CUDA needs besides are no part of them, so that a CPU machine downloads none: they
+are ``cuda.lock``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from packaging.markers import Marker
 from scripts.env.locked import FOLDER, Entry, read_lock
 
 # Lock -> the Pythons that its environment takes.
-PYTHONS = {"llava": ("3.10", "3.11", "3.12"), "qwen": ("3.11", "3.12"), "vllm": ("3.11", "3.12")}
+PYTHONS = {"llava": ("3.10", "3.11", "3.12"), "qwen": ("3.11", "3.12")}
+PYTHONS |= {"vllm": PYTHONS["qwen"], "vllm_cuda": PYTHONS["qwen"]}
 PLATFORMS = (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
 HEAD = "# Made by scripts/lock.sh of {}; not edited by hand.\n"
 
@@ -38,8 +40,7 @@ def main() -> int:
     for name, pythons in PYTHONS.items():
         print(f"lock: resolving {name}.in", flush=True)
         text = _resolve(f"{name}.in", pythons[0], f"{name}.lock" if arguments.keep else None)
-        lists = f"{name}.in" if name == "vllm" else f"common.in and {name}.in"
-        made[f"{name}.lock"] = HEAD.format(lists) + _tidy(text, pythons)
+        made[f"{name}.lock"] = HEAD.format(f"common.in and {name}.in") + _tidy(text, pythons)
     print("lock: resolving cuda.in", flush=True)
     made["cuda.lock"] = HEAD.format("cuda.in") + _cuda()
     for name, text in made.items():

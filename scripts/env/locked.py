@@ -20,7 +20,7 @@ except ImportError:  # in a new environment
     from pip._vendor.packaging.markers import Marker
 
 FOLDER = Path(__file__).resolve().parent
-NAMES = ("llava", "qwen", "vllm")
+NAMES = ("llava", "qwen", "vllm", "vllm_cuda")
 # What a virtual environment comes with, and what is under test.
 ASIDE = {"pip", "setuptools", "wheel", "hiprune"}
 _ENTRY = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[^\s;]+)\s*(?:;\s*(?P<marker>[^\\]*))?")

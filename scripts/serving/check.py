@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
-CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "qwen2.5-vl-tiny"
-# What vLLM needs to run on a few cores of a CPU, in one process.
-SMALL = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "OMP_NUM_THREADS": "1",
-}
+from scripts.benchmarks import QWEN_TINY, SMALL_ENGINE
 
 
 def main() -> int:
     for name in [name for name in os.environ if name.startswith("HIPRUNE_")]:
         del os.environ[name]
-    os.environ.update(SMALL)
+    os.environ.update(SMALL_ENGINE)
     from PIL import Image
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        str(CHECKPOINT),
+        str(QWEN_TINY.checkpoint),
         dtype="float32",
         max_model_len=1024,
         enforce_eager=True,

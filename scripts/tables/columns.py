@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-TINY_TASK = "hiprune_tiny"
+TINY_TASK, VINOGROUND = "hiprune_tiny", "vinoground"
+SEVERAL = (TINY_TASK, VINOGROUND)  # tasks that fill several columns
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Column:
         scale: lmms-eval's unit -> the paper's.
         averaged: False for a column that says of the same answers what another one says already:
             it is shown, and left out of averages.
+        part: of a metric that is a list of numbers: which one, from 0.
     """
 
     task: str
@@ -27,11 +29,19 @@ class Column:
     metrics: tuple[str, ...]
     scale: float = 100.0
     averaged: bool = True
+    part: int | None = None
 
     @property
     def key(self) -> str:
         """What a row of scores calls this column: the task, where it fills one column only."""
-        return f"{self.task}/{self.title}" if self.task == TINY_TASK else self.task
+        return f"{self.task}/{self.title}" if self.task in SEVERAL else self.task
+
+    def value(self, metric: str, values: dict[str, object]) -> object:
+        """What lmms-eval writes of one of the metrics; None where it is missing."""
+        found = values.get(metric)
+        if self.part is None:
+            return found
+        return found[self.part] if isinstance(found, list) and self.part < len(found) else None
 
     def score(self, values: dict[str, object]) -> float | None:
         """Metric -> value, as lmms-eval writes them -> the number in the paper's unit.
@@ -39,7 +49,7 @@ class Column:
         None where a metric is missing or is no number (MMBench's is none without answers read), and
         for an F1 of no "yes" at all.
         """
-        found = [values.get(metric) for metric in self.metrics]
+        found = [self.value(metric, values) for metric in self.metrics]
         if not found or not all(is_number(value) for value in found):
             return None
         if any(_undefined(metric, values) for metric in self.metrics):
@@ -50,8 +60,12 @@ class Column:
     def formula(self) -> str:
         """The metrics in words: "`pope_f1_score` x 100"."""
         names = " + ".join(f"`{metric}`" for metric in self.metrics)
+        if self.part is not None:
+            names = f"number {self.part + 1} of {names}"
         return names if self.scale == 1 else f"{names} x {self.scale:g}"
 
+
+VINOGROUND_SCORE = "vinoground_score"
 
 COLUMNS = {
     column.key: column
@@ -71,6 +85,10 @@ COLUMNS = {
         Column(TINY_TASK, "shape", ("shape",)),
         Column(TINY_TASK, "count", ("count",)),
         Column(TINY_TASK, "position", ("position",)),
+        # In %. A pair counts for the group where it counts for both: of the same answers.
+        Column(VINOGROUND, "Vinoground text", (VINOGROUND_SCORE,), scale=1.0, part=0),
+        Column(VINOGROUND, "Vinoground video", (VINOGROUND_SCORE,), scale=1.0, part=1),
+        Column(VINOGROUND, "Vinoground group", (VINOGROUND_SCORE,), 1.0, averaged=False, part=2),
     )
 }
 
@@ -146,8 +164,9 @@ def scores(
 def has_metrics(task: str, metrics: dict[str, object]) -> bool:
     """Whether the results hold a number for one of the task's columns, be it a shown one or not."""
     values = {key.partition(",")[0]: value for key, value in metrics.items()}
-    wanted = {m for column in COLUMNS.values() if column.task == task for m in column.metrics}
-    return any(is_number(values[name]) for name in values if name in wanted or not wanted)
+    columns = [column for column in COLUMNS.values() if column.task == task]
+    found = [column.value(metric, values) for column in columns for metric in column.metrics]
+    return any(map(is_number, found if columns else values.values()))
 
 
 def _name(key: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hiprune.figures.colours import BLUE, GREEN, GREY, VERMILION
+from hiprune.figures.colours import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION, tidy
 from scripts.tables.ablations import PAPER_MODELS, AblationTable, Scores, paper_scores, tables
 from scripts.tables.columns import digits_of, in_order, is_averaged, title_of
 from scripts.tables.compare import average as average_over
@@ -37,10 +37,10 @@ STYLES = {
     "uniform": (GREEN, "^"),
     "random": (GREY, "D"),
     "hiprune_pp": (BLUE, "*"),
-    "vispruner": ("#CC79A7", "v"),
-    "scope": ("#E69F00", "<"),
-    "divprune": ("#56B4E9", ">"),
-    "visionzip": ("#000000", "x"),
+    "vispruner": (PINK, "v"),
+    "scope": (ORANGE, "<"),
+    "divprune": (SKY, ">"),
+    "visionzip": (BLACK, "x"),
     "cdpruner": (GREEN, "P"),
 }
 
@@ -209,9 +209,7 @@ def draw_sweeps(
         axis.plot(*zip(*points, strict=True), marker="o", color=BLUE) if points else None
         axis.axvline(getattr(config(), name), color=VERMILION, linestyle="--", label="default")
         axis.axhline(100, color=GREY, linewidth=0.8, label="unpruned")
-        axis.set_xlabel(labels[name])
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("% of the unpruned model")
+        tidy(axis, "", labels[name], "% of the unpruned model" * (axis is axes[0]))
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     figure.savefig(file, dpi=150)
@@ -249,10 +247,8 @@ def draw_methods(title: str, base: Row, curves: list[Curve], accuracies: bool, f
     axis.set_xticks(sorted(ticks), [f"{tick:.0f}" for tick in sorted(ticks)])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("visual tokens an image in the language model")
-    axis.set_ylabel("mean accuracy, %" if accuracies else "% of the unpruned model")
-    axis.spines[["top", "right"]].set_visible(False)
+    score_name = "mean accuracy, %" if accuracies else "% of the unpruned model"
+    tidy(axis, title, "visual tokens an image in the language model", score_name)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    axis.set_title(title, fontsize=10, loc="left")
     figure.savefig(file, dpi=150)
     return True

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from scripts.benchmarks import ASSETS, Benchmark
+from scripts.benchmarks import ASSETS, Tiny
 from scripts.env.file_lock import locked
 from scripts.tables.columns import TINY_TASK
 from scripts.tiny.questions import ask
@@ -109,17 +109,21 @@ _Dumper.add_representer(
 )
 
 
-def make_tiny(benchmark: Benchmark) -> None:
-    """Make the task and the checkpoint, where they are missing or made of something older."""
+def make_checkpoint(tiny: Tiny) -> None:
+    """Convert the asset, where that is what is evaluated, and not done or of something older."""
     from scripts.convert.to_llava import convert
 
-    tiny, here = benchmark.tiny, Path(__file__).parent
-    asset = ASSETS / tiny.asset
+    asset, here = ASSETS / tiny.asset, Path(__file__).parent
     if tiny.checkpoint != asset:
         code = (here.parent / "convert" / name for name in ("to_llava.py", "names.py"))
         _make(tiny.checkpoint, (*code, *_weights(asset)), lambda path: convert(asset, path))
+
+
+def make_tiny_task(tiny: Tiny) -> None:
+    """Make the task, where it is missing or made of something older."""
+    here = Path(__file__).parent
     sources = [here / name for name in ("task.py", "tiny_task.py", "scenes.py", "questions.py")]
-    _make(benchmark.task_folder, sources, lambda path: make_task(path, benchmark.family))
+    _make(tiny.task_folder, sources, lambda path: make_task(path, tiny.scenes))
 
 
 def _weights(asset: Path) -> list[Path]:

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 
-def few_tasks(manager, more, verbosity, include_path=None, **settings):
-    """A ``manager``, which is lmms-eval's TaskManager, of these and the folders in ``more``."""
+def few_tasks(manager, verbosity, include_path=None, **settings):
+    """A ``manager``, which is lmms-eval's TaskManager, of these."""
     from lmms_eval import tasks
 
     own = str(Path(tasks.__file__).parent / "pope")
-    paths = [own, *more, *filter(None, [include_path])]
+    paths = [own, *filter(None, [include_path])]
     return manager(verbosity, include_path=paths, include_defaults=False, **settings)
 
 
@@ -22,4 +22,4 @@ words = sys.orig_argv
 if "-m" in words and words[words.index("-m") + 1] == "lmms_eval":
     import lmms_eval.__main__ as program
 
-    program.TaskManager = partial(few_tasks, program.TaskManager, ())
+    program.TaskManager = partial(few_tasks, program.TaskManager)

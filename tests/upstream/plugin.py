@@ -23,7 +23,7 @@ def pytest_configure(config) -> None:
         _listen()
         import hiprune.models  # noqa: F401 - fills the registry
         import transformers
-        from hiprune.models.base import ADAPTERS
+        from hiprune.models.registry import ADAPTERS
 
         for name in [name for package, name in ADAPTERS if package == "transformers"]:
             _apply_to_all(getattr(transformers, name))

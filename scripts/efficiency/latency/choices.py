@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 import hiprune
-from scripts.efficiency.latency.clock import clock_of
+from scripts.efficiency.latency.clock import clock_of, per_call
 from scripts.efficiency.latency.rounds import Case, Comparison
 
 HEADS, HEAD_SIZE, HIDDEN, PROJECTED, TEXT = 16, 64, 1024, 4096, 768  # LLaVA-1.5-7B's, CLIP-L's
@@ -55,16 +55,6 @@ def _inputs(images: int, tokens: int, device: torch.device, seed: int) -> dict[s
 
 def _run(call: partial, device: torch.device) -> dict[str, float]:
     """Seconds of a call ("time"); of a quick one the mean of as many more as fill a sample."""
-    clock = clock_of(device)
-
-    def timed(calls: int) -> float:
-        clock.synchronise()
-        start = clock.mark()
-        for _ in range(calls):
-            call()
-        end = clock.mark()
-        clock.synchronise()
-        return clock.seconds(start, end) / calls
-
+    timed = partial(per_call, clock_of(device), call)
     first = timed(1)  # what the case before has left of caches and memory tells in a quick one
     return {"time": first if first > SLOW else timed(round(SLOW / max(first, 1e-4)))}

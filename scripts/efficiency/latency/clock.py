@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,17 @@ class CudaClock:
 
 def clock_of(device: torch.device) -> Clock:
     return CudaClock(device) if device.type == "cuda" else HostClock()
+
+
+def per_call(clock: Clock, call: Callable[[], object], calls: int) -> float:
+    """Seconds of a call, the mean of so many one after the other."""
+    clock.synchronise()
+    start = clock.mark()
+    for _ in range(calls):
+        call()
+    end = clock.mark()
+    clock.synchronise()
+    return clock.seconds(start, end) / calls
 
 
 class Stopwatch:

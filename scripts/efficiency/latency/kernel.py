@@ -12,7 +12,7 @@ import torch
 
 import hiprune
 from hiprune import HiPruneError
-from scripts.efficiency.latency.clock import CudaClock
+from scripts.efficiency.latency.clock import clock_of, per_call
 from scripts.efficiency.latency.rounds import Case, Comparison
 
 TOKENS, HEADS, HEAD_SIZES = (16384, 1024, 4096), 16, (80, 64)
@@ -94,16 +94,6 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 
 def _run(call: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Seconds of a call ("time"): the mean of as many as fill a sample."""
-    clock = CudaClock(device)
-
-    def timed(calls: int) -> float:
-        clock.synchronise()
-        start = clock.mark()
-        for _ in range(calls):
-            call()
-        end = clock.mark()
-        clock.synchronise()
-        return clock.seconds(start, end) / calls
-
+    timed = partial(per_call, clock_of(device), call)
     with torch.no_grad():
         return {"time": timed(max(1, round(SECONDS_A_SAMPLE / max(timed(1), 1e-6))))}

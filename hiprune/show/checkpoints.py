@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hiprune.errors import HiPruneError
+from hiprune.lmms.checkpoint import Description, describe
 from hiprune.models.transformers_version import require_transformers
 
-from hiprune import HiPruneError
-from hiprune.lmms.checkpoint import Description, describe
-from scripts.benchmarks import ASSETS, LLAVA_NEXT_TINY, LLAVA_TINY, QWEN_TINY, Tiny
+ASSETS = Path(__file__).resolve().parents[2] / "assets"  # of a clone; a wheel has none
 
-TINY = {"tiny-llava": LLAVA_TINY, "tiny-llava-next": LLAVA_NEXT_TINY, "tiny-qwen": QWEN_TINY}
+
+@dataclass(frozen=True)
+class Tiny:
+    """A small trained model.
+
+    Attributes:
+        asset: its folder in ASSETS.
+        retention: a third of its tokens.
+        object_layer: l, as deep as the paper's.
+    """
+
+    asset: str
+    retention: str
+    object_layer: int
+
+
+TINY = {
+    "tiny-llava": Tiny("llava-1.5-tiny", "48", 3),
+    "tiny-llava-next": Tiny("llava-v1.6-tiny", "240", 3),
+    "tiny-qwen": Tiny("qwen2.5-vl-tiny", "0.334", 4),
+}
 ALIASES = {"tiny": "tiny-llava"}
 # lmms-eval's limits of an image for Qwen2.5-VL, which the processor's own exceed on both sides.
 PIXELS = {"min_pixels": 256 * 28 * 28, "max_pixels": 1605632}
@@ -39,7 +60,12 @@ class Checkpoint:
         return self.description.family.name
 
     def load(self, device: str = "cpu") -> tuple[Any, Any]:
-        """The model and its image processor: Qwen2.5-VL's with PIXELS, the tiny one's as it is.
+        """The model and its image processor: see :meth:`load_whole`."""
+        model, processor = self.load_whole(device)
+        return model, processor.image_processor
+
+    def load_whole(self, device: str = "cpu") -> tuple[Any, Any]:
+        """The model and its processor: Qwen2.5-VL's with PIXELS, the tiny one's as it is.
 
         Raises:
             HiPruneError: weights that cannot be read, or no such device.
@@ -55,8 +81,7 @@ class Checkpoint:
             model = load(self.path, dtype="auto").eval()
             # Half precision is slow on a CPU, or is not there.
             model = model.float() if device == "cpu" else model.to(device)
-            processor = transformers.AutoProcessor.from_pretrained(self.path, **limits)
-            return model, processor.image_processor
+            return model, transformers.AutoProcessor.from_pretrained(self.path, **limits)
         except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
             raise HiPruneError(f"--model {self.name} on {device}: {error}") from error
 
@@ -70,6 +95,11 @@ def find_checkpoint(name: str) -> Checkpoint:
     require_transformers()
     tiny = TINY.get(ALIASES.get(name, name))
     path = str(ASSETS / tiny.asset) if tiny else name
+    if tiny and not ASSETS.is_dir():
+        raise HiPruneError(
+            f"--model {name}: no {ASSETS}, which a clone of the repository has; expected a folder "
+            "or a name on the model hub (llava-hf/*, Qwen/*)"
+        )
     try:
         found = describe(path)
     except HiPruneError as error:
