@@ -21,7 +21,7 @@ OPTIONS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0",
 )  # fmt: skip
-PATIENCE = 60  # seconds; a busy machine
+PATIENCE = 180  # seconds; a busy machine
 
 
 class Chromium:
@@ -79,13 +79,14 @@ class Tab:
         self._socket = websocket.create_connection(
             socket, timeout=PATIENCE, suppress_origin=True, http_no_proxy=["127.0.0.1"]
         )
-        for domain in ("Page", "Network", "Runtime", "DOM"):
+        for domain in ("Page", "Network", "Runtime", "DOM", "Log"):
             self.call(f"{domain}.enable")
         width, height = size
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=False,
         )  # fmt: skip
+        self.call("Page.bringToFront")
         self.call("Page.navigate", url=address)
 
     def call(self, method: str, **arguments: Any) -> dict:
@@ -101,15 +102,19 @@ class Tab:
                 self.requested.append(about["request"]["url"])
             if told.get("method") == "Runtime.exceptionThrown":
                 self.errors.append(str(about["exceptionDetails"]))
+            if told.get("method") == "Log.entryAdded" and about["entry"]["level"] == "error":
+                self.errors.append(f"{about['entry']['text']} {about['entry'].get('url', '')}")
 
     def run(self, script: str) -> Any:
-        """The value of an expression."""
+        """The value of an expression; True for an element."""
+        script = f"(v => v instanceof Node ? true : v)({script})"
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
     def until(self, script: str) -> Any:
         """Wait for an expression to be true; its value."""
+        self.call("Page.bringToFront")  # tabs behind are not drawn
         deadline = time.monotonic() + PATIENCE
         while not (found := self.run(script)):
             assert time.monotonic() < deadline, f"{script}: never true, {self.errors}"

@@ -39,6 +39,7 @@ LLAVA_ALONE = (
     "make_tables",
     "methods_script",
     "run_identity",
+    "serving_bench",
     "table_compare",
     "table_formats",
     "table_layouts",

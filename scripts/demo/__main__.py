@@ -19,6 +19,7 @@ from pathlib import Path
 from hiprune import HiPruneError
 
 PORT = 7860
+SMALL = ("tiny", "tiny-llava", "tiny-llava-next", "tiny-qwen")  # as hiprune.show names them
 
 
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:
@@ -43,8 +44,7 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 def serve(arguments: list[str], environ: Mapping[str, str]) -> None:
     name, port = checkpoint_name(arguments, environ), port_of(environ)
-    tiny = name.startswith("tiny")
-    if tiny:
+    if name in SMALL:
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     print(f"demo: loading {name}", flush=True)
     import torch
@@ -77,7 +77,8 @@ def serve(arguments: list[str], environ: Mapping[str, str]) -> None:
 
 def _until_it_ends() -> None:
     """Ctrl-C and SIGTERM are a KeyboardInterrupt here."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background has the first ignored
+        signal.signal(number, signal.default_int_handler)
     threading.Event().wait()
 
 
@@ -87,7 +88,7 @@ def checkpoint_name(arguments: list[str], environ: Mapping[str, str]) -> str:
     for argument in arguments:
         if argument != "--tiny":
             raise HiPruneError(f"unknown argument {argument!r}; expected --tiny or nothing")
-    if arguments and name and not name.startswith("tiny"):
+    if arguments and name not in ("", *SMALL):
         raise HiPruneError(f"CKPT={name!r} beside --tiny: expected one of the two")
     if not name and not arguments:
         raise HiPruneError("CKPT='': expected a checkpoint, or --tiny")

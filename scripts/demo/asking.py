@@ -84,15 +84,12 @@ def see(loaded: Loaded, path: str | Path) -> Seen:
     Raises:
         HiPruneError: no picture, or one that the model's processor refuses.
     """
-    image = open_image(Path(path))
+    path = Path(path)
     try:
-        made = picture(loaded.model, loaded.processor.image_processor, image)
-    except ValueError as error:  # a HiPruneError is one
-        reason = str(error).partition("\n")[0]
-        raise HiPruneError(
-            f"a picture of {image.width} x {image.height}: {reason}; expected one that this "
-            "model's image processor takes"
-        ) from error
+        image = open_image(path)
+    except HiPruneError as error:  # users know the file by its name
+        raise HiPruneError(str(error).replace(f"IMAGE {path}", path.name)) from error
+    made = picture(loaded.model, loaded.processor.image_processor, image)
     with loaded.turn():
         pixels = made.views.to(loaded.model.device, loaded.model.dtype)
         inputs = {name: each.to(pixels.device) for name, each in made.tower_inputs.items()}

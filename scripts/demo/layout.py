@@ -6,6 +6,7 @@ It loads nothing from elsewhere: system fonts, no analytics, and a header that f
 from __future__ import annotations
 
 import os
+from abc import ABCMeta
 from html import escape
 from typing import Any
 
@@ -27,40 +28,54 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; form-action 'self'"
 )
 CSS = """
+:root { --quiet: #55606e; } .dark { --quiet: #a9b4c2; }
 .gradio-container { max-width: 1240px !important; }
-#head h1 { font-size: 1.5rem; font-weight: 650; margin: 0; }
-#head p, .note { color: var(--body-text-color-subdued); margin: 2px 0 0; font-size: .9rem; }
+#head, #summary, #unpruned, #pruned, #notice { padding: 0; }
+#head .html-container, #summary .html-container, #unpruned .html-container,
+#pruned .html-container, #notice .html-container { padding: 0; height: 100%; }
+#unpruned, #pruned, #unpruned .prose, #pruned .prose { height: 100%; }
+#head h1 { font-size: 1.45rem; font-weight: 650; margin: 0; }
+#head p, p.note { color: var(--quiet); margin: 2px 0 0; font-size: .9rem; }
 #notice:not(:has(p)) { display: none; }
 #notice p { color: #b00020; background: #fdecee; border: 1px solid #f3b8bf; border-radius: 8px;
   padding: 8px 12px; margin: 0; }
 #notice p.wait { color: #7a4a00; background: #fff6e5; border-color: #f0d5a3; }
-#scenes { padding: 0; }
+#picture img, #kept img, #maps img { width: 100%; height: 100%; object-fit: contain; }
+#kept img, #maps img { padding-top: 30px; box-sizing: border-box; } /* below their labels */
+#scenes { padding: 0; min-height: 0; overflow: hidden; }
+#scenes .grid-wrap { overflow: hidden; padding: 0; }
+#scenes .grid-container { grid-template-columns: repeat(6, 1fr); gap: 6px; padding: 0; }
+#scenes .thumbnail-item { aspect-ratio: 1; height: auto; }
 .numbers { display: flex; gap: 8px; flex-wrap: wrap; }
 .numbers div { flex: 1 1 84px; background: var(--background-fill-secondary); border-radius: 8px;
-  padding: 6px 10px; border: 1px solid var(--border-color-primary); }
+  padding: 6px 12px; border: 1px solid var(--border-color-primary); }
 .numbers div.wide { flex: 2 1 180px; }
 .numbers b { display: block; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
-.numbers span { font-size: .78rem; color: var(--body-text-color-subdued); }
+.numbers span { font-size: .8rem; color: var(--quiet); }
 .answer { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 14px;
-  min-height: 122px; height: 100%; box-sizing: border-box; }
-.answer h3 { font-size: .8rem; font-weight: 600; margin: 0 0 4px;
-  color: var(--body-text-color-subdued); }
-.answer .text { font-size: 1.15rem; margin: 0 0 8px; white-space: pre-wrap;
+  min-height: 128px; height: 100%; box-sizing: border-box; }
+.answer h3 { font-size: .82rem; font-weight: 600; margin: 0 0 4px; color: var(--quiet); }
+.answer .text { font-size: 1.2rem; margin: 0 0 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
-.answer .cost { font-size: .82rem; margin: 0; color: var(--body-text-color-subdued);
+.answer .cost { font-size: .84rem; margin: 0; color: var(--quiet);
   font-variant-numeric: tabular-nums; }
-.answer.empty p { color: var(--body-text-color-subdued); margin: 0; }
+.answer.empty p { color: var(--quiet); margin: 0; }
 footer { display: none !important; }
 """
 
 
-class Picture(gr.Image):
-    """An image whose file is opened by us, so that a bad one is told in our words."""
+def _path(self: Any, payload: Any) -> str | None:
+    return payload.path if payload is not None else None
 
-    is_template = True
 
-    def preprocess(self, payload: Any) -> str | None:
-        return payload.path if payload is not None else None
+# An image whose file is opened by us, so that a bad one is told in our words. Not by a class
+# statement: Gradio's metaclass would write a stub beside this file.
+Picture = ABCMeta.__new__(
+    type(gr.Image),
+    "Picture",
+    (gr.Image,),
+    {"preprocess": _path, "is_template": True, "__module__": __name__},
+)
 
 
 def build(loaded: Loaded) -> gr.Blocks:
@@ -70,51 +85,57 @@ def build(loaded: Loaded) -> gr.Blocks:
     seen = page.seen(str(first.path))
     start = loaded.settings(seen.tokens)
     shown = page.kept(seen, start, first.question)
+    # The kept tokens are a panel a grid, the maps two.
+    scales = (9, 14) if len(seen.made.grids) == 1 else (14, 10)
     with gr.Blocks(title="HiPrune", analytics_enabled=False) as blocks:
         gr.HTML(_head(loaded), elem_id="head")
         notice = gr.HTML("", elem_id="notice")
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 picture = Picture(
-                    str(first.path), label="Picture", sources=["upload", "clipboard"], height=300,
+                    str(first.path), label="Picture", sources=["upload", "clipboard"], height=372,
                     type="filepath", elem_id="picture", buttons=[],
                 )  # fmt: skip
                 scenes = gr.Gallery(
-                    [str(scene.path) for scene in page.scenes], columns=len(page.scenes), height=66,
-                    allow_preview=False, show_label=False, interactive=False, elem_id="scenes",
-                    object_fit="cover", buttons=[], container=False,
+                    [str(scene.path) for scene in page.scenes], columns=len(page.scenes),
+                    height=62, allow_preview=False, show_label=False, interactive=False,
+                    elem_id="scenes", object_fit="cover", buttons=[], container=False,
+                    fit_columns=False,
                 )  # fmt: skip
                 question = gr.Textbox(
-                    first.question, label="Question", elem_id="question", lines=1, max_lines=4,
+                    first.question, label="Question", elem_id="question", lines=2, max_lines=4,
                     max_length=MOST_WORDS,
                 )  # fmt: skip
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
-                budget = gr.Slider(
-                    page.least(seen), seen.tokens, start.budget, step=1, elem_id="budget",
-                    label="N', visual tokens to keep",
-                )  # fmt: skip
-                alpha = gr.Slider(
-                    0, 1, start.alpha, step=0.05, elem_id="alpha",
-                    label="alpha, share of anchors and buffers",
-                )  # fmt: skip
-                layer = gr.Slider(
-                    1, loaded.layers, start.object_layer, step=1, elem_id="layer",
-                    label="l, the layer that anchors are read from",
-                )  # fmt: skip
-                method = gr.Dropdown(
-                    list(loaded.methods), value=start.method, label="Method", elem_id="method"
-                )
-            with gr.Column(scale=11, min_width=480):
+            with gr.Column(scale=12, min_width=480):
                 with gr.Row():
                     kept = gr.Image(
                         shown[0], label="Kept tokens", interactive=False, format="png",
-                        elem_id="kept", buttons=["fullscreen"], scale=9, height=380, min_width=240,
+                        elem_id="kept", buttons=["fullscreen"], scale=scales[0], height=372,
+                        min_width=240,
                     )  # fmt: skip
                     maps = gr.Image(
                         drawn.attention(seen, start.object_layer),
-                        label="Attention received in layer l and in the output layer",
-                        interactive=False, format="png", elem_id="maps", buttons=["fullscreen"],
-                        scale=14, height=380, min_width=300,
+                        label="Attention received: layer l, output layer", interactive=False,
+                        format="png", elem_id="maps", buttons=["fullscreen"], scale=scales[1],
+                        height=372, min_width=300,
+                    )  # fmt: skip
+                with gr.Row():
+                    budget = gr.Slider(
+                        page.least(seen), seen.tokens, start.budget, step=1, label="N' tokens",
+                        elem_id="budget", buttons=[], min_width=150,
+                    )  # fmt: skip
+                    alpha = gr.Slider(
+                        0, 1, start.alpha, step=0.05, label="alpha", elem_id="alpha", buttons=[],
+                        min_width=150,
+                    )  # fmt: skip
+                    layer = gr.Slider(
+                        1, loaded.layers, start.object_layer, step=1, label="Layer l",
+                        elem_id="layer", buttons=[], min_width=150,
+                    )  # fmt: skip
+                    method = gr.Dropdown(
+                        list(loaded.methods), value=start.method, label="Method",
+                        elem_id="method", min_width=150,
                     )  # fmt: skip
                 summary = gr.HTML(shown[1], elem_id="summary")
                 with gr.Row(equal_height=True):

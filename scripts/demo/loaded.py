@@ -12,7 +12,7 @@ import torch
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError, PruneHandle
-from hiprune.show.checkpoints import PIXELS, Checkpoint
+from hiprune.show.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Loaded:
     ) -> None:
         self.checkpoint, self.text = checkpoint, text
         self.start = _start(checkpoint, environ)
-        self.model, self.processor = _load(checkpoint, device)
+        self.model, self.processor = checkpoint.load_whole(device)
+        if not (self.processor.chat_template or self.processor.tokenizer.chat_template):
+            raise HiPruneError(f"--model {checkpoint.name}: no chat template; expected one")
         self.layers = checkpoint.description.layers
         self._turn = threading.Lock()
         # Its own at N' of all tokens or one each of the views: the model says which it is.
@@ -142,16 +144,6 @@ def _start(checkpoint: Checkpoint, environ: Mapping[str, str]) -> HiPruneConfig:
     family, size = checkpoint.description.family, checkpoint.description
     found = dict(environ)
     if checkpoint.tiny:  # a third of each, of LLaVA-NeXT too
-        found.setdefault(family.retention_variable, str(checkpoint.tiny.retentions[0]))
+        found.setdefault(family.retention_variable, checkpoint.tiny.retention)
+        found.setdefault("HIPRUNE_OBJECT_LAYER", str(checkpoint.tiny.object_layer))
     return HiPruneConfig.from_env(family.name, found, size.layers, size.tokens)
-
-
-def _load(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
-    from transformers import AutoProcessor
-
-    model, _ = checkpoint.load(device)
-    limits = PIXELS if checkpoint.family == "qwen2_5_vl" and not checkpoint.tiny else {}
-    processor = AutoProcessor.from_pretrained(checkpoint.path, **limits)
-    if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
-        raise HiPruneError(f"{checkpoint.name}: no chat template; expected one, to ask it by")
-    return model, processor

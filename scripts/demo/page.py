@@ -123,7 +123,8 @@ def numbers(selection: TokenSelection, method: str) -> str:
     kept = asking.tokens_kept(selection)
     boxes = [("wide", f"{total} → {kept}", f"visual tokens, {100 * kept / total:.1f} % kept")]
     if method == "hiprune":
-        boxes += [("", found[kind], f"{kind}s") for kind in ("anchor", "buffer", "register")]
+        for kind in ("anchor", "buffer", "register"):
+            boxes.append(("", found[kind], kind if found[kind] == 1 else f"{kind}s"))
     boxes.append(("", found["dropped"], "dropped"))
     cells = (
         f'<div class="{c}"><b>{value}</b><span>{name}</span></div>' for c, value, name in boxes
@@ -143,7 +144,7 @@ def _answer(title: str, answer: Answer, more: str = "") -> str:
     return (
         f'<div class="answer"><h3>{escape(title)}</h3><p class="text">{escape(answer.text)}</p>'
         f'<p class="cost">{answer.visual} visual tokens in a prompt of {answer.prompt}<br>'
-        f"first token after {first}{more}{times}</p></div>"
+        f"first token {first}{more}{times}</p></div>"
     )
 
 
