@@ -66,7 +66,7 @@ class Info(PrunedInfo):
         return merged_tower(hf_config, cls.family)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        return {"image": None}
+        return {"image": None, "video": 0}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping:
         return {"image": self.get_max_image_tokens()}

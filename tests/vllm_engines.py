@@ -178,7 +178,9 @@ class Engine:
                 pictures = [picture(number) for number in request.pictures]
                 prompt["multi_modal_data"] = {"image": pictures}
             prompts.append(prompt)
-        sampling = vllm.SamplingParams(temperature=0, max_tokens=TOKENS)
+        # Random weights go on to the full length, here as in transformers.
+        on = self.family not in TRAINED
+        sampling = vllm.SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=on)
         outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
         token = placeholder(self.family)
         return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -33,7 +34,7 @@ def selection_figure(
     image: Image, selection: TokenSelection, grids: Sequence[TokenGrid], title: str = ""
 ) -> Figure:
     """A panel a grid, and the legend with the counts of all (paper, figure of retained tokens)."""
-    figure, panels = _panels([grids], 0.8 + 0.3 * bool(title))
+    figure, panels = _panels([grids], 0.8)
     for axes, grid in zip(panels[0], grids, strict=True):
         paint_selection(axes, image, selection, grid)
         axes.set_title(caption(selection, grid), fontsize=9)
@@ -101,8 +102,8 @@ def tokens_figure(
     high = [_inches(grid)[1] for grid in grids]
     widths = [max(_TITLE, *wide), max(_NARROW, 0.46 * max(wide)), max(_TITLE, *wide)]
     heights = [max(1.9, inches) + 0.35 for inches in high]
-    lines = [textwrap.wrap(text, 46) or ["nothing"] for text in answers or ()]
-    more = 1.25 + 0.3 * bool(title) + 0.2 * max((len(found) + 1 for found in lines), default=0)
+    lines = [textwrap.wrap(_printable(text), 46) or ["nothing"] for text in answers or ()]
+    more = 1.25 + 0.2 * max((len(found) + 1 for found in lines), default=0)
     figure = Figure(figsize=(sum(widths) + 0.3, sum(heights) + more), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.05)
     halves = [inches for inches in heights for _ in range(2)]
@@ -125,7 +126,8 @@ def tokens_figure(
         kept, total = int(selection.keep.sum()), selection.keep.numel()
         for axes, tokens, found in zip((first, last), (total, kept), lines, strict=True):
             heading = f"{'all ' * (axes is first)}{tokens} tokens answer"
-            axes.set_xlabel("\n".join([heading, *found]), fontsize=10, parse_math=False)
+            text = "\n".join([heading, *found])
+            axes.set_xlabel(text, fontsize=10, parse_math=False, family=_fonts())
     add_colour_bar(figure, drawn, narrow, narrow=True)
     add_legend(figure, selection, grids)
     _head(figure, title, question)
@@ -154,13 +156,12 @@ def add_legend(figure: Figure, selection: TokenSelection, grids: Sequence[TokenG
     for kind, count in counts(selection).items():
         signs.append(Sign(kind if kind in COLOURS else None))
         labels.append(f"{count} {kind if count == 1 or kind == 'dropped' else kind + 's'}")
-    stray = sum(
-        int(stray_buffers(*(grid.values(m) for m in (selection.anchor, selection.buffer))).sum())
-        for grid in grids
-    )
+    masks = [[grid.values(m) for m in (selection.anchor, selection.buffer)] for grid in grids]
+    stray = sum(int(stray_buffers(*pair).sum()) for pair in masks)
     if stray:
-        labels.append(f"{stray} of the buffers: past the end of an anchor's row, or of the grid")
-        signs.append(Sign("buffer", dashed=True))
+        place = list(COLOURS).index("buffer") + 1
+        labels.insert(place, f"{stray} of these wrapped round the end of a row or the grid")
+        signs.insert(place, Sign("buffer", dashed=True))
     kept, total = int(selection.keep.sum()), selection.keep.numel()
     kinds_legend(
         figure, signs, labels, f"{kept} of {total} tokens kept ({100 * kept / total:.1f} %)"
@@ -171,10 +172,14 @@ def kinds_legend(
     figure: Figure, signs: Sequence[Sign], labels: Sequence[str], title: str = ""
 ) -> None:
     """A legend of signs beneath a figure."""
-    inches = figure.get_figwidth() - 0.2
-    letter, sign = 0.075, 0.6  # inches, at most
-    labels = [textwrap.fill(label, int((inches - sign) / letter)) for label in labels]
-    lengths = [max(map(len, label.split("\n"))) * letter + sign for label in labels]
+    from matplotlib.textpath import TextPath
+
+    inches, sign = figure.get_figwidth() - 0.3, 0.5
+    labels = [textwrap.fill(label, int((inches - sign) / 0.07)) for label in labels]
+    lengths = [
+        sign + max(TextPath((0, 0), line, 9).get_extents().width for line in label.split("\n")) / 72
+        for label in labels
+    ]
     columns = len(labels)
     while columns > 1:
         rows = -(-len(labels) // columns)  # a column is filled before the next
@@ -208,9 +213,39 @@ def add_colour_bar(
 
 
 def _head(figure: Figure, title: str, question: str = "") -> None:
-    lines = [*textwrap.wrap(question, int(11 * figure.get_figwidth())), title]
+    """Lines above all else, for which the figure grows."""
+    lines = [
+        *textwrap.wrap(_printable(question), int(11 * figure.get_figwidth())),
+        *([title] if title else []),
+    ]
+    if not lines:
+        return
+    high = figure.get_figheight() + (more := 0.17 * len(lines) + 0.16)  # inches
+    figure.set_figheight(high)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - more / high))
     # Not a formula, whatever signs a question has.
-    figure.suptitle("\n".join(filter(None, lines)) or None, fontsize=10, parse_math=False)
+    figure.suptitle(
+        "\n".join(lines),
+        y=1 - 0.06 / high,
+        va="top",
+        fontsize=10,
+        parse_math=False,
+        family=_fonts(),
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+@cache
+def _fonts() -> list[str]:
+    """Matplotlib's own, and for what it lacks those of the usual ones that are there."""
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    others = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "SimHei")
+    return ["DejaVu Sans", *(name for name in others if name in there)]
 
 
 def _panels(rows: Sequence[Sequence[TokenGrid]], more: float) -> tuple[Figure, list[list[Axes]]]:

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     budgets = {UNPRUNED: None} | {label_of(each): {"retention": each} for each in args.retention}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        load = Load(scratch, args.image_size, args.new_tokens, args.seed)
+        load = Load(scratch, args.checkpoint, args.image_size, args.new_tokens, args.seed)
         servers = []
         for number_, (label, settings) in enumerate(budgets.items(), 1):
             say(f"starting server {number_} of {len(budgets)}: {label}")
@@ -145,6 +145,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 folder / f"server-{number_}.log",
             )
             servers.append(stack.enter_context(server))
+            if device.type == "cuda":  # where one looks for free memory while it starts
+                server.wait()
+        for server in servers:
             server.wait()
         cases = [
             Case(server.label, _Measured(server, load, args), args.repetitions, _facts(server))

@@ -24,13 +24,17 @@ class Load:
 
     Args:
         folder: of the files that vLLM's benchmark reads, and of its output.
+        checkpoint: whose tokenizer it wants.
         size: width and height of a picture, in pixels.
         new_tokens: exactly so many are decoded, whatever the model says.
         seed: of scenes and questions.
     """
 
-    def __init__(self, folder: Path, size: tuple[int, int], new_tokens: int, seed: int) -> None:
-        self.folder, self.size, self.new_tokens, self.seed = folder, size, new_tokens, seed
+    def __init__(
+        self, folder: Path, checkpoint: str, size: tuple[int, int], new_tokens: int, seed: int
+    ) -> None:
+        self.folder, self.checkpoint, self.size = folder, checkpoint, size
+        self.new_tokens, self.seed = new_tokens, seed
 
     def requests(self, name: str, first: int, count: int) -> Path:
         """A file of the scenes from ``first`` on; written once."""
@@ -67,7 +71,7 @@ class Load:
             *("--dataset-name", "custom_image", "--dataset-path", str(file), "--disable-shuffle"),
             *("--num-prompts", str(count), "--max-concurrency", str(concurrency)),
             *("--output-len", str(self.new_tokens), "--ignore-eos", "--temperature", "0"),
-            *("--skip-tokenizer-init", "--disable-tqdm", "--save-detailed"),
+            *("--tokenizer", self.checkpoint, "--disable-tqdm", "--save-detailed"),
         ]
         with open(self.folder / "vllm-bench.log", "a", encoding="utf-8") as log:
             with contextlib.redirect_stdout(log):

@@ -16,6 +16,7 @@ from scripts.efficiency.latency.spans import PARTS
 
 # In the order in which they run; from light to dark and back where they touch.
 COLOURS = dict(zip((*PARTS, OTHER), (SKY, VERMILION, ORANGE, BLUE, GREY), strict=True))
+WIDTHS = (1, 0.85)  # of the bars, and of the times beside them
 
 
 def draw(record: dict[str, Any], rounds: Rounds, file: Path) -> bool:
@@ -25,25 +26,28 @@ def draw(record: dict[str, Any], rounds: Rounds, file: Path) -> bool:
         return False
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.9 + 0.42 * len(rows)), layout="constrained")
-    axes = figure.subplots()
     if record["settings"]["part"] == "all":
+        figure = Figure(figsize=(9, 1.6 + 0.45 * len(rows)), layout="constrained")
+        axes, table = figure.subplots(1, 2, width_ratios=WIDTHS)
         parts = {_label(row): {p: _summary(row, p).median for p in COLOURS} for row in rows}
-        stacked(axes, parts)
+        stacked(axes, table, parts)
     else:
+        figure = Figure(figsize=(8, 1.9 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.subplots()
         _plain(axes, rows)
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.invert_yaxis()
-    tidy(axes, textwrap.fill(record["title"], 90), axes.get_xlabel())
+    tidy(axes, "", axes.get_xlabel())
+    figure.suptitle(textwrap.fill(record["title"], 100), fontsize=10, x=0.01, ha="left")
     figure.savefig(file, dpi=150)
     return True
 
 
-def stacked(axes: Any, rows: Mapping[str, Mapping[str, float]]) -> None:
+def stacked(axes: Any, table: Any, rows: Mapping[str, Mapping[str, float]]) -> None:
     """A bar a setting, and its parts' times beside it, which add up to what stands for the bar.
 
     Args:
-        axes: to draw into, with room for the times on the right of it.
+        axes, table: to draw the bars into, and the times; side by side, of WIDTHS.
         rows: setting, the first on top -> part, of COLOURS -> seconds.
     """
     most = max(sum(parts.values()) for parts in rows.values())
@@ -57,16 +61,17 @@ def stacked(axes: Any, rows: Mapping[str, Mapping[str, float]]) -> None:
     axes.set(yticks=places, yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xlabel(f"{name}: medians of the parts, and their sum")
     digits = 2 if unit * most < 100 else 0
-    # A column a part, its head the legend's entry.
-    columns = {"sum": "black", **COLOURS}
-    for number, (part, colour) in enumerate(columns.items()):
+    table.set(xlim=(0, 1 + len(COLOURS)), ylim=axes.get_ylim())
+    table.axis("off")
+    for number, part in enumerate(("sum", *COLOURS)):
+        x = number + 0.9
         title = textwrap.fill({"sum": "sum", **TITLES}[part].replace(" and", ","), 9)
-        put = {"ha": "right", "fontsize": 8, "transform": axes.get_yaxis_transform()}
-        x = 1.11 + 0.125 * number
-        axes.text(x, -0.55, title, va="bottom", color=colour, weight="bold", **put)
+        table.text(x, -0.62, title, ha="right", va="bottom", fontsize=8)
+        if part in COLOURS:  # the legend
+            table.plot([x - 0.75, x], [-0.5, -0.5], color=COLOURS[part], lw=5, clip_on=False)
         for place, parts in zip(places, rows.values(), strict=True):
             texts = summing([unit * parts[p] for p in COLOURS], digits)
-            axes.text(x, place, texts[number], va="center", **put)
+            table.text(x, place, texts[number], ha="right", va="center", fontsize=8.5)
 
 
 def summing(values: Sequence[float], digits: int) -> list[str]:
@@ -87,7 +92,8 @@ def _label(row: Row) -> str:
         tokens = row.facts["kept_tokens"]
     else:
         tokens = row.samples[-1]["kv_tokens"] - row.facts["text_tokens"]
-    return f"{row.label}\n{tokens:.0f} tokens"
+    text = f"{tokens:.0f} tokens"
+    return text if row.label == f"{tokens:.0f}" else f"{row.label},\n{text}"
 
 
 def _plain(axes: Any, rows: Sequence[Row]) -> None:
