@@ -159,7 +159,9 @@ def _patch(rings: Iterable[Ring], colour: str, edge: str = "none") -> PathPatch:
         points += [*ring, ring[0]]
         codes += [Path.MOVETO, *[Path.LINETO] * (len(ring) - 1), Path.CLOSEPOLY]
     path = Path(points, codes) if points else Path([(0, 0)], [Path.MOVETO])
-    return PathPatch(path, facecolor=colour, edgecolor=edge, linewidth=0.6 * (edge != "none"))
+    patch = PathPatch(path, facecolor=colour, edgecolor=edge, linewidth=0.6 * (edge != "none"))
+    patch.set_snap(False)  # to whole pixels, where what is thinner than one would vanish
+    return patch
 
 
 def _strips(mask: Tensor, near: tuple, far: tuple, dashed: bool) -> Iterator[tuple]:

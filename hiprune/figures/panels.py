@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -101,7 +102,7 @@ def tokens_figure(
     high = [_inches(grid)[1] for grid in grids]
     widths = [max(_TITLE, *wide), max(_NARROW, 0.46 * max(wide)), max(_TITLE, *wide)]
     heights = [max(1.9, inches) + 0.35 for inches in high]
-    lines = [textwrap.wrap(text, 46) or ["nothing"] for text in answers or ()]
+    lines = [textwrap.wrap(_printable(text), 46) or ["nothing"] for text in answers or ()]
     more = 1.25 + 0.2 * max((len(found) + 1 for found in lines), default=0)
     figure = Figure(figsize=(sum(widths) + 0.3, sum(heights) + more), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.05)
@@ -125,7 +126,8 @@ def tokens_figure(
         kept, total = int(selection.keep.sum()), selection.keep.numel()
         for axes, tokens, found in zip((first, last), (total, kept), lines, strict=True):
             heading = f"{'all ' * (axes is first)}{tokens} tokens answer"
-            axes.set_xlabel("\n".join([heading, *found]), fontsize=10, parse_math=False)
+            text = "\n".join([heading, *found])
+            axes.set_xlabel(text, fontsize=10, parse_math=False, family=_fonts())
     add_colour_bar(figure, drawn, narrow, narrow=True)
     add_legend(figure, selection, grids)
     _head(figure, title, question)
@@ -170,10 +172,14 @@ def kinds_legend(
     figure: Figure, signs: Sequence[Sign], labels: Sequence[str], title: str = ""
 ) -> None:
     """A legend of signs beneath a figure."""
-    inches = figure.get_figwidth() - 0.2
-    letter, sign = 0.07, 0.55  # inches, at most
-    labels = [textwrap.fill(label, int((inches - sign) / letter)) for label in labels]
-    lengths = [max(map(len, label.split("\n"))) * letter + sign for label in labels]
+    from matplotlib.textpath import TextPath
+
+    inches, sign = figure.get_figwidth() - 0.3, 0.5
+    labels = [textwrap.fill(label, int((inches - sign) / 0.07)) for label in labels]
+    lengths = [
+        sign + max(TextPath((0, 0), line, 9).get_extents().width for line in label.split("\n")) / 72
+        for label in labels
+    ]
     columns = len(labels)
     while columns > 1:
         rows = -(-len(labels) // columns)  # a column is filled before the next
@@ -208,14 +214,38 @@ def add_colour_bar(
 
 def _head(figure: Figure, title: str, question: str = "") -> None:
     """Lines above all else, for which the figure grows."""
-    lines = [*textwrap.wrap(question, int(11 * figure.get_figwidth())), *([title] if title else [])]
+    lines = [
+        *textwrap.wrap(_printable(question), int(11 * figure.get_figwidth())),
+        *([title] if title else []),
+    ]
     if not lines:
         return
     high = figure.get_figheight() + (more := 0.17 * len(lines) + 0.16)  # inches
     figure.set_figheight(high)
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - more / high))
     # Not a formula, whatever signs a question has.
-    figure.suptitle("\n".join(lines), y=1 - 0.06 / high, va="top", fontsize=10, parse_math=False)
+    figure.suptitle(
+        "\n".join(lines),
+        y=1 - 0.06 / high,
+        va="top",
+        fontsize=10,
+        parse_math=False,
+        family=_fonts(),
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+@cache
+def _fonts() -> list[str]:
+    """Matplotlib's own, and for what it lacks those of the usual ones that are there."""
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    others = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "SimHei")
+    return ["DejaVu Sans", *(name for name in others if name in there)]
 
 
 def _panels(rows: Sequence[Sequence[TokenGrid]], more: float) -> tuple[Figure, list[list[Axes]]]:

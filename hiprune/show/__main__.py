@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,13 +72,17 @@ def show(args: argparse.Namespace) -> int:
             continue
         out = _out(args.out, file, names)
         try:
-            figure.savefig(out, dpi=args.dpi)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.filterwarnings("always", "Glyph .* missing")
+                figure.savefig(out, dpi=args.dpi)
         except (OSError, ValueError) as error:
             raise HiPruneError(f"--out {out}: {error}; expected .png, .pdf or .svg") from error
         drawn += 1
         for line in lines:
             print(f"{file}: {line}" if several else line)
         print(f"wrote {out}", flush=True)
+        if told:
+            print(f"{out}: no font here has all letters of the texts above", file=sys.stderr)
     if not drawn:
         raise HiPruneError(f"IMAGE {', '.join(map(str, args.image))}: no picture; expected some")
     return 0 if drawn == len(files) else 1
