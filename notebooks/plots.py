@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 80
-LARGEST_PNG = 100_000  # bytes
+DPI = 100
+LARGEST_PNG = 120_000  # bytes
 # A marker each, so that no line hangs on its colour alone.
 STYLES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PINK, "D"))
 __all__ = [

@@ -48,9 +48,9 @@ def stacked(axes: Any, table: Any, rows: Mapping[str, Mapping[str, float]]) -> N
 
     Args:
         axes, table: to draw the bars into, and the times; side by side, of WIDTHS.
-        rows: setting, the first on top -> part, of COLOURS -> seconds.
+        rows: setting, the first on top -> part, of COLOURS, and what else was measured -> seconds.
     """
-    most = max(sum(parts.values()) for parts in rows.values())
+    most = max(sum(parts[part] for part in COLOURS) for parts in rows.values())
     unit, name = (1, "s") if most >= 1 else (1e3, "ms")
     places = range(len(rows))
     left = [0.0] * len(rows)
