@@ -47,7 +47,7 @@ def server():
                 break
         assert address, process.stderr.read()
         yield address, process
-        process.kill()
+        process.terminate()  # where it has not ended already
 
 
 @pytest.fixture(scope="module")
