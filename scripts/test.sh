@@ -11,12 +11,13 @@ usage: bash scripts/test.sh [pytest arguments]
 
 Makes the two environments, .venv-llava (the `llava` package) and .venv-qwen (transformers' own
 models), where they are missing or their pins have changed, and runs in each the tests that can run
-there: in as many processes as there are cores, 8 at most, with one thread each. No GPU and no model
+there, in both at once; what the second one says comes when the first has ended. No GPU and no model
 hub needed.
 
   ONLY   llava or qwen: one environment alone; vllm: that of the vLLM plugin (.venv-vllm, 4 GB), which
          is tested when it is named
-  JOBS   processes; 0: the tests run in pytest's own, as a debugger needs it
+  JOBS   cores to keep busy (default: all, 8 at most) with processes of one thread each; 0: the tests
+         run in pytest's own process, as a debugger needs it, one environment after the other
 USAGE
         exit 0
         ;;
@@ -32,14 +33,41 @@ jobs=${JOBS:-$((jobs < 8 ? jobs : 8))}
 [[ $jobs =~ ^[0-9]+$ ]] || { echo "JOBS='$jobs': expected a whole number from 0" >&2; exit 2; }
 
 source scripts/env/common.sh
-status=0
-for name in ${ONLY:-llava qwen}; do
+names=(${ONLY:-llava qwen})
+for name in "${names[@]}"; do
     VENV=$ROOT/.venv-$name
     if ! setup_is_complete "$name"; then
         VENV=$VENV bash "setup_$name.sh"
     fi
-    echo "tests in .venv-$name"
-    # A file stays in one process, for what its tests share; files in the order of conftest.py.
-    "$VENV/bin/python" -m pytest -n "$jobs" --dist loadfile --no-loadscope-reorder "$@" || status=1
 done
+
+# run_tests NAME PROCESSES [pytest arguments]
+run_tests() {
+    local python=$ROOT/.venv-$1/bin/python processes=$2
+    echo "tests in .venv-$1"
+    shift 2
+    # A file stays in one process, for what its tests share; files in the order of conftest.py.
+    "$python" -m pytest -n "$processes" --dist loadfile --no-loadscope-reorder "$@"
+}
+
+status=0
+if ((${#names[@]} == 1 || jobs == 0)); then
+    for name in "${names[@]}"; do
+        run_tests "$name" "$jobs" "$@" || status=1
+    done
+    exit $status
+fi
+
+# More processes than cores, so that none is idle where an environment is at its last files.
+share=$((jobs / 2 + 1))
+log=$(mktemp)
+set -m # a process group of its own, which Ctrl-C does not reach by itself
+run_tests "${names[1]}" "$share" "$@" </dev/null >"$log" 2>&1 &
+second=$!
+set +m
+trap 'kill -INT -- "-$second" 2>/dev/null || true; rm -f "$log"' EXIT
+trap 'exit 130' INT
+run_tests "${names[0]}" "$share" "$@" || status=1
+wait "$second" || status=1
+cat "$log"
 exit $status

@@ -14,19 +14,15 @@ import pytest
 # core keeps the cores busy. Read when torch is first imported, here and by what the tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch
-
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
-if not torch.cuda.is_available():
-    # The GPU kernel runs in Triton's interpreter; it asks when it is first imported, by anybody.
-    os.environ["TRITON_INTERPRET"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 # What both environments have alike (the scripts' own text and numbers, lmms-eval's task files,
-# torch and Triton, of one version in both locks) is tested in one of them.
+# what needs torch or Triton alone, of one version in both locks) is tested in one of them.
 LLAVA_ALONE = (
     "ablation",
+    "analysis",
     "bench",
     "bench_engine",
     "bench_run",
@@ -37,8 +33,11 @@ LLAVA_ALONE = (
     "llava_eval",
     "llava_eval_files",
     "make_tables",
+    "methods",
     "methods_script",
+    "prompt",
     "run_identity",
+    "scores",
     "serving_bench",
     "table_compare",
     "table_formats",
@@ -59,23 +58,49 @@ else:
     collect_ignore = sorted(_tests - _of_vllm)
 
 
-# Half a minute and more each, the longest first: begun first, so that no core waits at the end.
+# Ten seconds and more each, the longest first: begun first, so that no core waits at the end.
 LONG = (
     "notebooks",
-    "bench",
+    "real_use_generate",
+    "bench_qwen",
     "bench_engine",
     "llava_eval",
+    "bench",
     "standin",
-    "bench_qwen",
-    "package",
     "show_tokens",
+    "real_use_offload",
+    "scores_triton",
     "bench_sys",
-    "llava",
     "figures",
-    "flops",
+    "demo",
+    "demo_browser",
+    "bench_run",
+    "real_use_training",
+    "real_use_threads",
+    "real_use_prompts",
+    "real_use_copies",
+    "qwen3_vl",
+    "train_tiny",
+    "package",
     "lmms",
+    "convert",
+    "flops",
+    "flops_cli",
+    "clip_tower",
+    "environment",
+    "llava",
     "qwen",
 )
+
+
+def pytest_sessionstart(session):
+    if session.config.getoption("dist", "no") != "no":  # xdist's own process, which runs no test
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        # The GPU kernel runs in Triton's interpreter, which asks when anybody first imports it.
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items):
@@ -106,6 +131,8 @@ def _no_settings_from_outside(monkeypatch):
 @pytest.fixture(scope="module")
 def one_thread():
     """Models this small lose more to threads that wait for each other than they gain."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

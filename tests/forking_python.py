@@ -5,8 +5,8 @@ Scripts and notebooks under test start Python many times; to import torch anew t
     with serving("torch", "llava") as place:
         run(place, ["program.py", "argument"])  # the exit status; also ["-m", "module", "argument"]
 
-and, in a process of its own, `python forking_python.py PLACE program.py argument`; or by the command
-that ``write_python`` writes. Who asked may be killed: the program ends with it.
+and, in a process of its own, `python forking_python.py PLACE program.py argument`, or by a command
+of ``write_python``. Who asked may be killed: the program ends with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 
 @contextmanager
 def serving(*modules: str, options: tuple[str, ...] = ()) -> Iterator[str]:
-    """The socket of one that runs within the block with Python's options, and has imported these."""
+    """The socket of one that runs within the block, with Python's options, and imported these."""
     # A folder of its own for the short name that a socket must have.
     with tempfile.TemporaryDirectory() as folder:
         place = f"{folder}/socket"

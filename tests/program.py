@@ -55,20 +55,21 @@ def run_for_no_reader(program: Path, *arguments: object) -> tuple[int, str]:
     if pid == 0:
         os.dup2(writer, 1)
         os.dup2(errors, 2)
-        status = 1
+        status = 120
         try:
-            sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)
-            sys.argv = [str(program), *map(str, arguments)]
-            sys.path.insert(0, str(program.parent))
-            try:
-                runpy.run_path(str(program), run_name="__main__")
-                status = 0
-            except SystemExit as end:
-                status = end.code if isinstance(end.code, int) else int(end.code is not None)
-            sys.stdout.flush()  # as Python does at its end
-        except BaseException:
-            traceback.print_exc()
+            with open(1, "w") as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
+                sys.argv = [str(program), *map(str, arguments)]
+                sys.path.insert(0, str(program.parent))
+                try:
+                    runpy.run_path(str(program), run_name="__main__")
+                    status = 0
+                except SystemExit as end:
+                    status = end.code if isinstance(end.code, int) else int(end.code is not None)
+                    if isinstance(end.code, str):
+                        print(end.code, file=sys.stderr)
+        except BaseException:  # BrokenPipeError, too, of what is written at last
             status = 120
+            os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(status)
     os.close(writer)

@@ -151,7 +151,7 @@ def bash(script, **variables):
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -172,14 +172,21 @@ STUBS = "make_venv() { :; }; install_locked() { :; }; install_hiprune() { :; }; 
 
 @pytest.fixture
 def fake_venv(tmp_path):
-    """An environment whose benchmark does what the test says; otherwise this one's Python."""
+    """An environment whose benchmark does what the test says; otherwise this one's Python.
 
-    def make(benchmark):
+    Whether torchvision imports is looked at where a test asks for it: it takes seconds.
+    """
+
+    def make(benchmark, torchvision="exit 0"):
         (tmp_path / "bin").mkdir(exist_ok=True)
         python = tmp_path / "bin" / "python"
         python.write_text(
             f"""#!/usr/bin/env bash
-            case "$*" in *scripts.bench*) {benchmark} ;; *locked.py*) exit 0 ;; esac
+            case "$*" in
+                *scripts.bench*) {benchmark} ;;
+                *locked.py*) exit 0 ;;
+                *torchvision_cpu.py*) {torchvision} ;;
+            esac
             exec {sys.executable} "$@"
             """
         )
@@ -200,7 +207,7 @@ def test_a_set_up_whose_benchmark_fails_is_not_ready(fake_venv):
 
 
 def test_a_set_up_remembers_what_it_was_made_of(fake_venv):
-    venv = fake_venv('env | grep -c "^HIPRUNE_ALPHA=" && exit 1; exit 0')
+    venv = fake_venv('env | grep -c "^HIPRUNE_ALPHA=" && exit 1; exit 0', torchvision=":")
     complete = f"set_up {HERE} llava 48 a==1 >&2; setup_is_complete {HERE} %s && echo complete"
     # A variable of the caller's does not reach the two questions.
     for versions, told in (("", "complete\n"), ("a==1", "complete\n"), ("a==2", "")):
@@ -246,8 +253,8 @@ def test_two_set_ups_at_once(fake_venv, tmp_path):
             said = second.stdout.readline()
             assert re.fullmatch(rf"setup: process {first.pid} on .*, is at it; waiting\n", said)
             flag.touch()
-            assert "is ready\n" in first.communicate(timeout=30)[0]
-            told = second.communicate(timeout=30)[0]
+            assert "is ready\n" in first.communicate(timeout=120)[0]
+            told = second.communicate(timeout=120)[0]
     assert told == f"setup: {venv} is ready: another set-up has made it\n"
     assert (first.returncode, second.returncode) == (0, 0)
     assert not Path(f"{venv}.lock").exists()

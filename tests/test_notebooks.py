@@ -160,11 +160,25 @@ def test_tiny_writes_nothing_in_place(run, tmp_path):
     assert texts(nbformat.read(tmp_path / "made" / "whole.ipynb", as_version=4)) == "True\n"
 
 
+IMPORTED = (
+    "ipykernel.kernelapp",
+    "torch",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.llava.modeling_llava",
+    "transformers.models.llava_next.modeling_llava_next",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.auto.processing_auto",
+    "matplotlib.backends.backend_agg",
+    "sklearn.manifold",
+    "hiprune.models.qwen2_5_vl",
+    "hiprune.figures",
+)
+
+
 @pytest.fixture
 def warm_kernels(tmp_path):
     """JUPYTER_PATH with a python3 whose kernels are forked, with the slow imports done."""
-    imported = ("torch", "transformers.models.auto", "ipykernel.kernelapp", "hiprune.models.base")
-    with serving(*imported) as place:
+    with serving(*IMPORTED) as place:
         folder = tmp_path / "jupyter" / "kernels" / "python3"
         folder.mkdir(parents=True)
         command = [sys.executable, "-S", forking_python.__file__, place, "-m", "ipykernel_launcher"]
