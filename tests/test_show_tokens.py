@@ -253,7 +253,7 @@ def test_a_question_is_answered_twice(name, at, assets, capsys):
         f"all {total} tokens answer", f"{round(total / 3)} tokens answer"
     ]  # fmt: skip
     if name == "tiny-llava":  # the signs are no formula, and letters that no font has are told
-        asked = (*QUICK, "square.png", "--question", f"{question} \U000f0000")
+        asked = (*QUICK, "square.png", "--question", f"{question} \U00012000")
         code, out, err = run(capsys, *asked)
         assert code == 0 and "\nquestion: What colour is the $ sign" in out
         assert err.endswith("square-tokens.png: no font here has all letters of the texts above\n")

@@ -172,6 +172,7 @@ def kinds_legend(
     figure: Figure, signs: Sequence[Sign], labels: Sequence[str], title: str = ""
 ) -> None:
     """A legend of signs beneath a figure."""
+    import numpy as np
     from matplotlib.textpath import TextPath
 
     inches, sign = figure.get_figwidth() - 0.3, 0.5
@@ -181,10 +182,8 @@ def kinds_legend(
         for label in labels
     ]
     columns = len(labels)
-    while columns > 1:
-        rows = -(-len(labels) // columns)  # a column is filled before the next
-        if sum(max(lengths[n : n + rows]) for n in range(0, len(labels), rows)) <= inches:
-            break
+    # As matplotlib fills them: one after the other, the first ones with an entry more.
+    while columns > 1 and sum(map(max, np.array_split(lengths, columns))) > inches:
         columns -= 1
     figure.legend(
         signs, labels, handler_map={Sign: legend_handler()}, loc="outside lower center",
