@@ -147,6 +147,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             servers.append(stack.enter_context(server))
             if device.type == "cuda":  # where one looks for free memory while it starts
                 server.wait()
+        _ = load.parser  # while the servers start
         for server in servers:
             server.wait()
         cases = [

@@ -75,7 +75,7 @@ class Load:
         ]
         with open(self.folder / "vllm-bench.log", "a", encoding="utf-8") as log:
             with contextlib.redirect_stdout(log):
-                found = serve.main(self._parser.parse_args(arguments))
+                found = serve.main(self.parser.parse_args(arguments))
         if found["failed"]:
             error = next(error for error in found["errors"] if error)
             raise HiPruneError(
@@ -89,7 +89,8 @@ class Load:
         }
 
     @cached_property
-    def _parser(self):
+    def parser(self):
+        """Of vLLM's benchmark, whose import takes its time."""
         from vllm.benchmarks import serve
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
