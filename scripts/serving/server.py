@@ -109,8 +109,8 @@ class Server:
 
     def engine_processes(self) -> list[int]:
         """The engine and its workers; empty where there is no /proc."""
-        front = self._front_end()
-        return [pid for pid in _group(self.process.pid) if front and pid > front]
+        aside = {self.process.pid, self._front_end()}
+        return [pid for pid in _group(self.process.pid) if pid not in aside]
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time so far of the front end, and of the engine's processes; {} where unknown."""
