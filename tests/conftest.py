@@ -46,7 +46,7 @@ LLAVA_ALONE = (
     "tables",
     "task_registry",
 )
-QWEN_ALONE = ("demo", "demo_browser", "scores_triton")
+QWEN_ALONE = ("demo", "demo_browser", "docs", "scores_triton")
 _elsewhere = LLAVA_ALONE if find_spec("llava") is None else QWEN_ALONE
 collect_ignore = [f"test_{name}.py" for name in _elsewhere]
 # vLLM's environment runs what is about vLLM, which the others do not have.
