@@ -91,8 +91,10 @@ def test_internvls_tiles_lie_where_they_were_cut():
 
 
 def test_a_figure_of_internvl():
-    figure, line = draw(*case("internvl"), HiPruneConfig(0.5, alpha=0.5, object_layer=2))
-    assert line.startswith("12 of 27 tokens kept"), "a half of each tile's 9 tokens, rounded down"
+    figure, lines = draw(*case("internvl"), HiPruneConfig(0.5, alpha=0.5, object_layer=2))
+    assert lines[0].startswith("12 of 27 tokens kept"), (
+        "a half of each tile's 9 tokens, rounded down"
+    )
     assert figure.axes
 
 
