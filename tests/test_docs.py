@@ -24,8 +24,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("assets/
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Commands that are run elsewhere, each with the test that does; a line's beginning is enough.
 RUN_BY = {
-    "pip install '.[transformers]'": "test_package.py::test_the_transformers_extra",
-    "pip install '.[llava]'": "test_package.py::test_the_llava_extra",
+    "pip install -e '.[transformers,figures]'": "test_package.py::test_the_transformers_extra",
+    "pip install -e '.[llava]'": "test_package.py::test_the_llava_extra",
     "pip install --no-deps llava-torch": "test_package.py::test_the_llava_extra",
     "bash scripts/lock.sh": "test_package.py::test_shell_scripts_parse",
     "bash scripts/test.sh": "test_package.py::test_shell_scripts_parse",
