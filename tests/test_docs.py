@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hiprune.models import qwen2_vl
 
 import hiprune
-from hiprune.models import qwen2_vl
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("assets/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Commands that are run elsewhere, each with the test that does; a line's beginning is enough. Of what
-# needs a package index, or is all tests, the script is parsed alone.
+# Commands that are run elsewhere, each with the test that does; a line's beginning is enough. Of
+# what needs a package index, or is all tests, the script is parsed alone.
 RUN_BY = {
     "pip install -e '.[transformers,figures]'": "test_package.py::test_the_transformers_extra",
     "pip install -e '.[llava]'": "test_package.py::test_the_llava_extra",
