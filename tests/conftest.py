@@ -33,6 +33,7 @@ LLAVA_ALONE = (
     "llava_eval",
     "llava_eval_files",
     "make_tables",
+    "method_settings",
     "methods",
     "methods_script",
     "prompt",

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-import hiprune
-from hiprune import HiPruneConfig, HiPruneError, choose_tokens
-from hiprune.methods import METHODS, NEEDS
+from hiprune import HiPruneError, choose_tokens, select_tokens
+from hiprune.methods import METHODS
 from hiprune.methods.cdpruner import relevance
 
 DATA = np.load(Path(__file__).parent / "data" / "methods.npz")
@@ -142,6 +141,37 @@ def test_an_image_keeps_the_same_tokens_whatever_stands_beside_it(name):
             torch.testing.assert_close(together.merged[row : row + 1], alone.merged)
 
 
+def covering(features, cls_attention, budget, alpha):
+    """SCOPE as it is written down, one image, each step from the start, in float64."""
+    x = torch.nn.functional.normalize(features.double(), dim=1)
+    similarity, salience = x @ x.T, cls_attention.double().sum(dim=0) ** alpha
+    chosen = []
+    for _ in range(budget):
+        covered = similarity[:, chosen].amax(dim=1).clamp(min=0) if chosen else torch.zeros(len(x))
+        scores = (similarity - covered[:, None]).clamp(min=0).sum(dim=0) * salience
+        scores[chosen] = float("-inf")
+        chosen.append(int(scores.argmax()))
+    return sorted(chosen)
+
+
+# Not alpha 0: two tokens that cover each other alone then add the same, and rounding decides.
+@pytest.mark.parametrize("alpha", [0.5, 1, 2])
+@pytest.mark.parametrize("spread", [0.2, 1, 5])  # from all alike to all apart
+def test_scope_looks_again_at_all_that_can_be_chosen(alpha, spread):
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(2, 1, 16, generator=generator)
+    features = features + spread * torch.randn(2, 150, 16, generator=generator)
+    attention = torch.randn(2, 3, 150, generator=generator).softmax(dim=2)
+    if alpha != 0.5:
+        attention[1] *= -1  # that no tower gives: with alpha 1 scores rise
+    found = choose_tokens(
+        "scope", budget=60, columns=15, features=features, cls_attention=attention, alpha=alpha
+    )
+    for image in range(2):
+        expected = covering(features[image], attention[image], 60, alpha)
+        assert found.indices[image].tolist() == expected
+
+
 def test_cdpruner_has_one_scale_of_relevance_for_a_batch():
     """The release's: one scale an image would not keep what it keeps of this case's two views."""
     (case,) = (c for c in CASES if c["method"] == "cdpruner" and c["input"] == "n144_batch")
@@ -176,7 +206,7 @@ def test_hiprune_pp_by_hand(beta, count, where, sign):
         chosen = set()
         if first:
             own = (inputs[n][row : row + 1] for n in ("object_scores", "output_scores"))
-            ours = hiprune.select_tokens(*own, columns=COLUMNS, budget=first, alpha=0.5)
+            ours = select_tokens(*own, columns=COLUMNS, budget=first, alpha=0.5)
             chosen = set(ours.indices[0].tolist())
         cosine = torch.cosine_similarity(inputs["image_embeds"][row], inputs["text_embeds"], dim=1)
         ranked = cosine.argsort(descending=sign == "+").tolist()
@@ -269,50 +299,3 @@ def test_a_method_that_looks_at_nothing_needs_to_be_told_how_many_tokens_there_a
     with pytest.raises(HiPruneError, match="'uniform' without an input: expected"):
         choose_tokens("uniform", budget=9, columns=COLUMNS)
     assert choose_tokens("uniform", budget=9, columns=COLUMNS, keys=torch.ones(2, 3, 21, 4))
-
-
-def test_a_methods_own_settings_are_variables():
-    environ = {
-        "HIPRUNE_METHOD": "scope",
-        "HIPRUNE_SCOPE_ALPHA": "0.5",
-        "HIPRUNE_VISPRUNER_IMPORTANT_RATIO": "0.75",  # of a method that is not chosen
-        "HIPRUNE_ALPHA": "0.2",
-    }
-    config = HiPruneConfig.from_env("llava", environ)
-    assert (config.settings, config.alpha) == ({"alpha": 0.5}, 0.2)
-    assert config.variant() == {"method": "scope", "scope_alpha": 0.5}
-    assert hiprune.methods() == tuple(METHODS)
-    environ = {"HIPRUNE_METHOD": "hiprune_pp", "HIPRUNE_BETA": "0.2", "HIPRUNE_PP_SIGN": "-"}
-    config = HiPruneConfig.from_env("llava", environ)
-    assert config.settings == {"beta": 0.2, "sign": "-"}
-    zip_config = HiPruneConfig(9, method="visionzip", settings={"contextual": 3})
-    for each in (config, zip_config):
-        assert HiPruneConfig.from_env("llava", each.variables("llava")).variant() == each.variant()
-
-
-@pytest.mark.parametrize(
-    ("method", "variable", "text", "expected"),
-    [
-        ("scope", "HIPRUNE_SCOPE_ALPHA", "", "a number from 0 to 100"),
-        ("scope", "HIPRUNE_SCOPE_ALPHA", "1_0", "a number from 0 to 100"),
-        ("scope", "HIPRUNE_SCOPE_ALPHA", "nan", "a number from 0 to 100"),
-        ("vispruner", "HIPRUNE_VISPRUNER_IMPORTANT_RATIO", "1.5", "a number from 0 to 1"),
-        ("visionzip", "HIPRUNE_VISIONZIP_CONTEXTUAL", "2.0", "an integer from 0"),
-        ("hiprune_pp", "HIPRUNE_BETA", "much", "a number from 0 to 1"),
-        ("hiprune_pp", "HIPRUNE_PP_COUNT", "half", "one of 'share', 'fifth'"),
-    ],
-)
-def test_bad_variables_of_a_method_are_named(method, variable, text, expected):
-    environ = {"HIPRUNE_METHOD": method, variable: text}
-    with pytest.raises(HiPruneError, match=f"^{variable}={text!r}: expected {expected}"):
-        HiPruneConfig.from_env("llava", environ)
-
-
-def test_settings_of_another_method_are_refused():
-    with pytest.raises(
-        HiPruneError, match=r"^settings: beta=0\.1 with method='scope': expected alpha"
-    ):
-        HiPruneConfig(method="scope", settings={"beta": 0.1})
-    with pytest.raises(HiPruneError, match=r"^alpha=-1 of method 'scope'"):
-        HiPruneConfig(method="scope", settings={"alpha": -1})
-    assert set(NEEDS) >= {need for method in METHODS.values() for need in method.needs}
