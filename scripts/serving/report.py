@@ -23,7 +23,10 @@ METRICS = {
     "tpot_alone": ("time per output token, alone, ms", MS),
     "kv_tokens": ("tokens in the KV cache a request", 1.0),
 }
-CPU = {"front_cpu": ("front end, CPU ms a request", MS), "engine_cpu": ("engine, CPU ms", MS)}
+CPU = {
+    "front_cpu": ("front end, CPU ms a request", MS),
+    "engine_cpu": ("engine, CPU ms a request", MS),
+}
 COLOURS = (GREEN, BLUE, VERMILION, YELLOW)
 DRAWN = ("requests_per_second", "ttft", "ttft_alone", "kv_tokens")
 
