@@ -58,11 +58,11 @@ if ((${#names[@]} == 1 || jobs == 0)); then
     exit $status
 fi
 
-# More processes than cores, so that none is idle where an environment is at its last files.
-share=$((jobs / 2 + 1))
+# One process more than cores, so that none is idle where an environment is at its last files.
+share=$(((jobs + 1) / 2))
 log=$(mktemp)
 set -m # a process group of its own, which Ctrl-C does not reach by itself
-run_tests "${names[1]}" "$share" "$@" </dev/null >"$log" 2>&1 &
+run_tests "${names[1]}" $((share + 1)) "$@" </dev/null >"$log" 2>&1 &
 second=$!
 set +m
 trap 'kill -INT -- "-$second" 2>/dev/null || true; rm -f "$log"' EXIT
