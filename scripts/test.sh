@@ -34,12 +34,34 @@ jobs=${JOBS:-$((jobs < 8 ? jobs : 8))}
 
 source scripts/env/common.sh
 names=(${ONLY:-llava qwen})
+missing=()
 for name in "${names[@]}"; do
     VENV=$ROOT/.venv-$name
-    if ! setup_is_complete "$name"; then
-        VENV=$VENV bash "setup_$name.sh"
-    fi
+    setup_is_complete "$name" || missing+=("$name")
 done
+
+# set_up_at_once NAME ...: each line that they print begins with the environment's name.
+set_up_at_once() {
+    local name each started=() failed=0
+    set -m # process groups of their own, which Ctrl-C does not reach by itself
+    for name in "$@"; do
+        (
+            VENV=$ROOT/.venv-$name bash "setup_$name.sh" </dev/null 2>&1 |
+                while IFS= read -r line; do echo ".venv-$name: $line"; done
+        ) &
+        started+=("$!")
+    done
+    set +m
+    # shellcheck disable=SC2064 # these very processes
+    trap "kill -INT -- ${started[*]/#/-} 2>/dev/null || true" EXIT
+    trap 'exit 130' INT
+    for each in "${started[@]}"; do
+        wait "$each" || failed=1
+    done
+    trap - EXIT INT
+    return $failed
+}
+((${#missing[@]} == 0)) || set_up_at_once "${missing[@]}"
 
 # run_tests NAME PROCESSES [pytest arguments]
 run_tests() {
