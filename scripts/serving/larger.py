@@ -1,6 +1,5 @@
 """A Qwen2.5-VL whose language model is a real share of the time: sizes of Qwen2.5-0.5B.
 
-
 python -m scripts.serving.larger FOLDER          then --checkpoint FOLDER, or CKPT=FOLDER
 
 Weights are random, and what it answers means nothing; tower, tokenizer and processor are the small
