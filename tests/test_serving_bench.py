@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from hiprune import HiPruneError
-from scripts.efficiency.latency.rounds import Rounds, Row
-from scripts.serving import bench, report
+from scripts.efficiency.latency.rounds import Comparison, Rounds, Row
+from scripts.serving import bench, parts, report
 from scripts.serving.load import Load
 from scripts.serving.server import Server
 
@@ -101,3 +101,18 @@ def test_a_server_that_ends_is_told_in_one_line(tmp_path):
         with pytest.raises(HiPruneError, match=r"pruned: the server ended: .*vllm.*log\.txt"):
             server.wait(60)
     assert server.process.poll() is not None
+
+
+def test_parts_are_of_engines_side_by_side():
+    rows = []
+    for label, towers in (("unpruned", (0.04, 0.08)), ("0.334 N", (0.05, 0.1))):
+        samples = [
+            {"repetition": n, "tower": x, "language": 0.01, "rest": 0.01, "all": x + 0.02}
+            for n, x in enumerate(towers)
+        ]
+        rows.append(Row(label, {}, samples))
+    compared = [Comparison("0.334 N", "unpruned", each) for each in parts.TITLES]
+    text = parts.render(RECORD, Rounds(rows), compared)
+    *_, ratios = (line for line in text.splitlines() if line.startswith("| 0.334 N"))
+    assert [cell.strip() for cell in ratios.split("|")[2:4]] == ["1.250", "1.000"]
+    assert "8 requests" in text

@@ -3,10 +3,14 @@
 import pytest
 from hiprune.models.vllm_qwen import Pruned
 from hiprune.models.vllm_qwen2_vl import HiPruneQwen2VL
-from hiprune.models.vllm_qwen3_vl import HiPruneQwen3VL
+from hiprune.models.vllm_qwen3_vl import HiPruneQwen3VL, HiPruneQwen3VLMoe
 from vllm_engines import engine, equal, expected, requests
 
-CLASSES = {"qwen2_vl": HiPruneQwen2VL, "qwen3_vl": HiPruneQwen3VL}
+CLASSES = {
+    "qwen2_vl": HiPruneQwen2VL,
+    "qwen3_vl_moe": HiPruneQwen3VLMoe,
+    "qwen3_vl": HiPruneQwen3VL,
+}
 ASKED = tuple(requests(20))  # two of two turns, two each with two, three and no pictures
 CHUNKS = {"max_num_batched_tokens": 40, "max_num_seqs": 8}  # less than a picture's kept tokens
 

@@ -26,16 +26,24 @@ LIMIT = ("--limit-mm-per-prompt", '{"image": 2}')
 PATH = "/v1/chat/completions"
 
 
+SETTINGS = {"pruned": {"retention": 0.334}, "unpruned": None}
+
+
+def start(name, folder):
+    return Server(
+        *(name, str(QWEN_TINY.checkpoint), SETTINGS[name], [*TINY, *LIMIT], SMALL_ENGINE),
+        folder / f"{name}.txt",
+    )
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    arguments = [*TINY, *LIMIT]
-    settings = {"retention": 0.334}
-    with Server(
-        "pruned", str(QWEN_TINY.checkpoint), settings, arguments, SMALL_ENGINE, log
-    ) as found:
-        found.wait()
-        yield found
+def servers(tmp_path_factory):
+    """The pruned one, and vLLM as it is, which gets the same faults."""
+    folder = tmp_path_factory.mktemp("servers")
+    with start("pruned", folder) as pruned, start("unpruned", folder) as unpruned:
+        for each in (pruned, unpruned):
+            each.wait()
+        yield pruned, unpruned
 
 
 def png(image):
@@ -45,7 +53,7 @@ def png(image):
 
 
 def scene():
-    """With one star, which is orange; 144 tokens, of which 48 are kept."""
+    """With one star, which is orange; 144 tokens."""
     return png(Image.fromarray(make_scene(5, 21, 168).image).resize((336, 336)))
 
 
@@ -81,7 +89,8 @@ def bomb(side):
     )
 
 
-RIGHT = (200, ("Orange", 64))
+# Of 144 tokens 48 are kept.
+RIGHT = {"pruned": (200, ("Orange", 64)), "unpruned": (200, ("Orange", 160))}
 # Files, status and what is told: all of it vLLM's own.
 FAULTS = {
     "no picture": (lambda: [b"hello"], 400, "cannot identify image file"),
@@ -94,43 +103,70 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_picture_that_cannot_be_is_told_and_the_next_request_is_right(server, fault):
+def test_a_picture_that_cannot_be_is_told_and_the_next_request_is_right(servers, fault):
     files, expected, told = FAULTS[fault]
-    status, message = ask(server, body(*files()))
-    assert status == expected and told in message, message
-    assert ask(server, body(scene())) == RIGHT
+    for server in servers:
+        status, message = ask(server, body(*files()))
+        assert status == expected and told in message, (server.label, message)
+        assert ask(server, body(scene())) == RIGHT[server.label]
 
 
-def test_a_large_picture_has_as_many_tokens_as_the_processor_lets_it(server):
+def test_a_large_picture_has_as_many_tokens_as_the_processor_lets_it(servers):
     """1,254 tokens at most 1,003,520 pixels: 418 of them stay, and the prompt fits."""
-    status, (_, tokens) = ask(server, body(png(Image.new("RGB", (3000, 2000), "red"))))
-    assert status == 200 and 400 < tokens < 450
-    assert ask(server, body(scene())) == RIGHT
+    data = body(png(Image.new("RGB", (3000, 2000), "red")))
+    (status, (_, pruned)), (other, (_, whole)) = (ask(server, data) for server in servers)
+    assert status == other == 200 and 400 < pruned < 450 and 1200 < whole < 1300
+    assert ask(servers[0], body(scene())) == RIGHT["pruned"]
 
 
-def test_a_client_that_goes_away_is_forgotten(server):
+@contextlib.contextmanager
+def long_answer(server):
+    """A connection on which an answer of 1500 tokens has begun."""
     connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
     data = body(scene(), max_tokens=1500, ignore_eos=True, stream=True)
     connection.request("POST", PATH, data, {"Content-Type": "application/json"})
-    assert connection.getresponse().read(20)  # it has begun to answer
-    assert server.metrics()["num_requests_running"] == 1
-    before = server.metrics()["generation_tokens_total"]
-    connection.sock.close()
-    connection.close()
-    end = time.monotonic() + 60
-    while server.metrics()["num_requests_running"] and time.monotonic() < end:
-        time.sleep(0.1)
-    assert server.metrics()["num_requests_running"] == 0
-    assert server.metrics()["generation_tokens_total"] - before < 1400  # it was not decoded out
-    assert ask(server, body(scene())) == RIGHT
+    answer = connection.getresponse()
+    assert answer.read(20)
+    with contextlib.closing(connection):
+        yield answer, connection
 
 
-def test_an_engine_that_is_killed_ends_the_server(server):
-    """As vLLM's own does: requests fail, and the server ends, for who runs it to start it anew."""
+def test_a_client_that_goes_away_is_forgotten(servers):
+    for server in servers:
+        with long_answer(server) as (_, connection):
+            assert server.metrics()["num_requests_running"] == 1
+            before = server.metrics()["generation_tokens_total"]
+            connection.sock.close()
+        end = time.monotonic() + 60
+        while server.metrics()["num_requests_running"] and time.monotonic() < end:
+            time.sleep(0.1)
+        assert server.metrics()["num_requests_running"] == 0
+        decoded = server.metrics()["generation_tokens_total"] - before
+        assert decoded < 1400, server.label  # it was not decoded out
+        assert ask(server, body(scene())) == RIGHT[server.label]
+
+
+def test_an_engine_that_is_killed_ends_the_server_and_a_new_one_is_right(servers, tmp_path):
+    """For who runs it to start it anew."""
+    texts = ("What color is the star?", "What shape is orange?", "How many stars are there?")
+    asked = [body(scene(), text=text) for text in texts]
+    before = [ask(servers[0], data) for data in asked]
+    ends = [killed(server) for server in servers]
+    assert ends[0] == ends[1] and "error" in ends[0][0], ends
+    with start("pruned", tmp_path) as anew:
+        anew.wait()
+        assert [ask(anew, data) for data in asked] == before
+
+
+def killed(server):
+    """Of a server whose engine is killed: the last of an answer that it was giving, its own end."""
     names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in server.engine_processes()}
     (engine,) = (pid for pid, name in names.items() if "EngineCore" in name)
-    os.kill(engine, signal.SIGKILL)
+    with long_answer(server) as (answer, _):
+        os.kill(engine, signal.SIGKILL)
+        *_, told, done = filter(None, answer.read().decode().splitlines())
+    assert done == "data: [DONE]"
     with contextlib.suppress(OSError):  # it may be gone already
         status, _ = ask(server, body(scene()))
         assert status >= 500
-    assert server.process.wait(60) is not None
+    return told, server.process.wait(60)

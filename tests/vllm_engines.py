@@ -34,6 +34,7 @@ TRAINED = {
 CLASSES = {
     "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
     "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
+    "qwen3_vl_moe": transformers.Qwen3VLMoeForConditionalGeneration,
     "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
     "llava": transformers.LlavaForConditionalGeneration,
     "llava_next": transformers.LlavaNextForConditionalGeneration,
@@ -167,6 +168,8 @@ class Engine:
             "enforce_eager": True,
             "disable_log_stats": True,
             "mm_processor_cache_gb": 0.1,
+            "kv_cache_memory_bytes": 2
+            ** 27,  # room enough; to fill 1 GiB takes a start half a second
         } | options
         self.llm = vllm.LLM(model=str(checkpoint(family)), **options)
 

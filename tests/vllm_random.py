@@ -1,4 +1,5 @@
-"""Qwen2-VL and Qwen3-VL of random weights for vLLM, with the tokenizer of the small Qwen2.5-VL.
+"""Qwen2-VL and Qwen3-VL (also with experts) of random weights for vLLM, with the tokenizer of the
+small Qwen2.5-VL.
 
 Heads of 32 channels, the fewest that vLLM's attention takes on a CPU.
 """
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from scripts.benchmarks import QWEN_TINY
 
 WIDTH, BLOCKS = 64, 8
-PATCH = {"qwen2_vl": 14, "qwen3_vl": 16}
-CLASSES = {"qwen2_vl": "Qwen2VL", "qwen3_vl": "Qwen3VL"}
+PATCH = {"qwen2_vl": 14, "qwen3_vl": 16, "qwen3_vl_moe": 16}
+CLASSES = {"qwen2_vl": "Qwen2VL", "qwen3_vl": "Qwen3VL", "qwen3_vl_moe": "Qwen3VLMoe"}
 IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
@@ -40,6 +42,11 @@ def make_checkpoint(folder: Path, family: str) -> Path:
         vision |= {"embed_dim": WIDTH, "mlp_ratio": 2}
     else:
         text |= {"head_dim": 32}
+        if family == "qwen3_vl_moe":
+            text |= {
+                "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 2 * WIDTH,
+                "norm_topk_prob": True,  # what transformers does, and does not write
+            }  # fmt: skip
         text["rope_parameters"]["mrope_interleaved"] = True
         vision |= {
             "intermediate_size": 2 * WIDTH, "out_hidden_size": WIDTH,
@@ -61,13 +68,22 @@ def make_checkpoint(folder: Path, family: str) -> Path:
     model.generation_config.eos_token_id = None  # random weights go on to the full length
     model.generation_config.pad_token_id = text["pad_token_id"]
     model.save_pretrained(folder)
+    _as_released(folder / "model.safetensors")
     processor = transformers.AutoProcessor.from_pretrained(QWEN_TINY.checkpoint)
     limits = {"shortest_edge": 56 * 56, "longest_edge": 1003520}
-    videos = "Qwen3VLVideoProcessor" if family == "qwen3_vl" else "Qwen2VLVideoProcessor"
-    getattr(transformers, f"{name}Processor")(
+    kind = name.removesuffix("Moe")
+    getattr(transformers, f"{kind}Processor")(
         image_processor=transformers.Qwen2VLImageProcessor(size=limits, patch_size=PATCH[family]),
         tokenizer=processor.tokenizer,
-        video_processor=getattr(transformers, videos)(),
+        video_processor=getattr(transformers, f"{kind}VideoProcessor")(),
         chat_template=processor.chat_template,
     ).save_pretrained(folder)
     return folder
+
+
+def _as_released(file: Path) -> None:
+    """Experts' matrices the other way round: what transformers 5 saves, vLLM 0.32 does not read."""
+    weights = load_file(file)
+    turned = {name: each.mT.contiguous() for name, each in weights.items() if ".experts." in name}
+    if turned:
+        save_file(weights | turned, file, {"format": "pt"})
