@@ -1,5 +1,11 @@
 """HiPrune: training-free visual token pruning for vision-language models (arXiv:2508.00553)."""
 
+from pathlib import Path as _Path
+
+# In a clone, which Python run from there finds first, hiprune.models lies beside this folder.
+if not _Path(__file__).with_name("models").is_dir():
+    __path__.append(str(_Path(__file__).parents[1]))
+
 from hiprune.config import HiPruneConfig
 from hiprune.errors import HiPruneError
 from hiprune.figures import analysis

@@ -185,6 +185,16 @@ def test_the_method_works_elsewhere(elsewhere):
     assert told.strip() == str(elsewhere.target / "hiprune" / "__init__.py")
 
 
+def test_in_a_clones_folder_its_own_adapters_are_found(wheel, elsewhere):
+    """Where it is not installed, or without -e: the folder comes before what is installed."""
+    clone = wheel.parent / "copy"
+    told = elsewhere(
+        f"sys.path.insert(0, {str(clone)!r})\n"
+        "import hiprune.models.registry as found; print(found.__file__)"
+    )
+    assert told.strip() == str(clone / "models" / "registry.py")
+
+
 def test_the_adapter_works_elsewhere(elsewhere):
     pytest.importorskip("llava", reason="the llava package lives in .venv-llava alone")
     told = elsewhere(
