@@ -14,8 +14,8 @@ models), where they are missing or their pins have changed, and runs in each the
 there, in both at once; what the second one says comes when the first has ended. No GPU and no model
 hub needed.
 
-  ONLY   llava or qwen: one environment alone; vllm: that of the vLLM plugin (.venv-vllm, 4 GB), which
-         is tested when it is named
+  ONLY   names of environments: llava, qwen, and vllm, that of the vLLM plugin (.venv-vllm, 4 GB),
+         which is tested where it is named                          (default "llava qwen")
   JOBS   cores to keep busy (default: all, 8 at most) with processes of one thread each; 0: the tests
          run in pytest's own process, as a debugger needs it, one environment after the other
 USAGE
@@ -23,23 +23,54 @@ USAGE
         ;;
 esac
 
-case "${ONLY-}" in
-    "" | llava | qwen | vllm) ;;
-    *) echo "ONLY='$ONLY': expected llava, qwen or vllm" >&2; exit 2 ;;
-esac
+read -ra names <<<"${ONLY:-llava qwen}"
+for name in "${names[@]}"; do
+    case "$name" in
+        llava | qwen | vllm) ;;
+        *) echo "ONLY='$ONLY': expected names out of llava, qwen and vllm" >&2; exit 2 ;;
+    esac
+done
 
 jobs=$(getconf _NPROCESSORS_ONLN)
 jobs=${JOBS:-$((jobs < 8 ? jobs : 8))}
 [[ $jobs =~ ^[0-9]+$ ]] || { echo "JOBS='$jobs': expected a whole number from 0" >&2; exit 2; }
 
 source scripts/env/common.sh
-names=(${ONLY:-llava qwen})
+missing=()
 for name in "${names[@]}"; do
     VENV=$ROOT/.venv-$name
-    if ! setup_is_complete "$name"; then
-        VENV=$VENV bash "setup_$name.sh"
-    fi
+    setup_is_complete "$name" || missing+=("$name")
 done
+
+# set_up_at_once NAME ...: each line that they print begins with the environment's name.
+set_up_at_once() {
+    local name status started=()
+    set -m # process groups of their own, which Ctrl-C does not reach by itself
+    for name in "$@"; do
+        (
+            VENV=$ROOT/.venv-$name bash "setup_$name.sh" </dev/null 2>&1 |
+                while IFS= read -r line; do echo ".venv-$name: $line"; done
+        ) &
+        started+=("$!")
+    done
+    set +m
+    # shellcheck disable=SC2064 # these very processes
+    trap "kill -INT -- ${started[*]/#/-} 2>/dev/null || true" EXIT
+    trap 'exit 130' INT
+    for name in "$@"; do
+        status=0
+        wait "${started[0]}" || status=$?
+        started=("${started[@]:1}")
+        if ((status)) && [[ $name == vllm && ${#names[@]} -gt 1 ]]; then
+            echo "skipped: .venv-vllm cannot be made here (above): vLLM's tests are left out"
+            names=("${names[@]/vllm/}")
+        elif ((status)); then
+            exit $status
+        fi
+    done
+    trap - EXIT INT
+}
+((${#missing[@]} == 0)) || set_up_at_once "${missing[@]}"
 
 # run_tests NAME PROCESSES [pytest arguments]
 run_tests() {
@@ -51,23 +82,24 @@ run_tests() {
 }
 
 status=0
-if ((${#names[@]} == 1 || jobs == 0)); then
-    for name in "${names[@]}"; do
-        run_tests "$name" "$jobs" "$@" || status=1
-    done
-    exit $status
+listed=" ${names[*]} "
+if [[ $listed == *" llava "* && $listed == *" qwen "* ]] && ((jobs)); then
+    # One process more than cores, so that none is idle where an environment is at its last files.
+    share=$(((jobs + 1) / 2))
+    log=$(mktemp)
+    set -m # a process group of its own, which Ctrl-C does not reach by itself
+    run_tests qwen $((share + 1)) "$@" </dev/null >"$log" 2>&1 &
+    second=$!
+    set +m
+    trap 'kill -INT -- "-$second" 2>/dev/null || true; rm -f "$log"' EXIT
+    trap 'exit 130' INT
+    run_tests llava "$share" "$@" || status=1
+    wait "$second" || status=1
+    cat "$log"
+    names=("${names[@]/llava/}")
+    names=("${names[@]/qwen/}")
 fi
-
-# More processes than cores, so that none is idle where an environment is at its last files.
-share=$((jobs / 2 + 1))
-log=$(mktemp)
-set -m # a process group of its own, which Ctrl-C does not reach by itself
-run_tests "${names[1]}" "$share" "$@" </dev/null >"$log" 2>&1 &
-second=$!
-set +m
-trap 'kill -INT -- "-$second" 2>/dev/null || true; rm -f "$log"' EXIT
-trap 'exit 130' INT
-run_tests "${names[0]}" "$share" "$@" || status=1
-wait "$second" || status=1
-cat "$log"
+for name in ${names[@]+"${names[@]}"}; do
+    [[ -z $name ]] || run_tests "$name" "$jobs" "$@" || status=1
+done
 exit $status

@@ -117,6 +117,11 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 100)
 
 
+def pytest_sessionfinish():
+    """What is left goes with the process: pytest would look through all of it, several times."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     if find_spec("vllm") is None:
         terminalreporter.write_line("no vLLM here: test_vllm_*.py left out (ONLY=vllm runs them)")

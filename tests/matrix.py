@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family import DTYPE, PACKAGE, Family, forward
+from family import DTYPE, PACKAGE, Family, eager_towers, forward
 from torch import Tensor
 
 
@@ -62,10 +62,9 @@ def _llava_hf(name: str) -> Family:
     views = name == "llava_next"
 
     def by_hand(model, arguments, retention, steps, pick=made.greedy):
-        eager = copy.deepcopy(model)  # whose maps can be looked at
-        eager.set_attn_implementation({"vision_config": "eager"})
-        features = made.features_by_hand(name, arguments, retention, model=eager)
-        prompt = made.prompt_by_hand(name, arguments, features, model=eager)
+        with eager_towers(model):
+            features = made.features_by_hand(name, arguments, retention, model=model)
+            prompt = made.prompt_by_hand(name, arguments, features, model=model)
         answer = made.decode_by_hand(model, prompt, steps, pick)
         return forward(model, prompt).logits[0], answer[0].tolist()
 
@@ -240,7 +239,8 @@ def _views(name: str) -> Family:
 
     @torch.no_grad()
     def by_hand(model, arguments, retention, steps, pick=greedy):
-        pruned = prompt(oracle.eager(copy.deepcopy(model)), arguments, retention)
+        with eager_towers(model):
+            pruned = prompt(model, arguments, retention)
         answer = decode_by_hand(model, pruned, steps, pick)
         return forward(model, pruned).logits[0], answer[0].tolist()
 

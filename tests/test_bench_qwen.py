@@ -19,6 +19,7 @@ from bench_in_process import bench_here
 from random_checkpoint import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+FEW_TASKS = str(ROOT / "tests" / "few_tasks")
 
 
 def bench(script, *arguments, **variables):
@@ -46,7 +47,7 @@ def bench(script, *arguments, **variables):
 def test_a_run_ends_with_a_table(tmp_path, script, arguments, budget, tokens):
     settings = {"LIMIT": "10", "OUTPUT": str(tmp_path)}
     if script == "bench_qwen.sh":  # with all its processes; what it leaves is gone on with here
-        done = bench(script, *arguments, **settings, RETENTIONS=budget)
+        done = bench(script, *arguments, **settings, RETENTIONS=budget, PYTHONPATH=FEW_TASKS)
         assert done.returncode == 0, done.stdout
         assert f"[1/1] N' = {budget} N, hiprune_tiny: done" in done.stdout
         assert f"| {budget} " in done.stdout

@@ -206,6 +206,7 @@ def test_a_set_up_whose_benchmark_fails_is_not_ready(fake_venv):
     assert not (Path(venv) / "hiprune-setup-complete").exists()
 
 
+@pytest.mark.skipif(HERE == "llava", reason="the same shell in both: tested in .venv-qwen")
 def test_a_set_up_remembers_what_it_was_made_of(fake_venv):
     venv = fake_venv('env | grep -c "^HIPRUNE_ALPHA=" && exit 1; exit 0', torchvision=":")
     complete = f"set_up {HERE} llava 48 a==1 >&2; setup_is_complete {HERE} %s && echo complete"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from family import close, error_of, forward, right_or_refused
@@ -167,8 +169,14 @@ def dynamo():
 def test_compiled_and_run_before_apply(family, what, dynamo):
     """Dynamo does not look for hooks added later: pruned, or a message that says to apply first."""
     model = family.model()
+    traced = what == ("tower" if family.name == "llava" else "layers")
+    config = family.config(family.third)
+    if traced and what == "tower":  # a second a layer
+        del family.layers(model)[4:]
+        family.tower(model).config.num_hidden_layers = 4
+        config = dataclasses.replace(config, object_layer=2)
     arguments = family.inputs(model, [1])
-    with hiprune.prune(model, family.config(family.third)):
+    with hiprune.prune(model, config):
         right = forward(model, arguments).logits
     compiled = {
         "model": lambda: [model],
@@ -179,13 +187,12 @@ def test_compiled_and_run_before_apply(family, what, dynamo):
         module.compile(backend="eager")
     # Tracing takes half a minute for a model and ten seconds for a tower: but for one each, they
     # are marked as compiled, and run as they are.
-    traced = what == ("tower" if family.name == "llava" else "layers")
     torch.compiler.set_stance("default" if traced else "force_eager")
     try:
         forward(model, arguments)
 
         def run():
-            with hiprune.prune(model, family.config(family.third)):
+            with hiprune.prune(model, config):
                 return forward(model, arguments).logits
 
         right_or_refused(run, lambda found: close(found, right), "compile")

@@ -76,7 +76,7 @@ def paint_selection(
             mask = mask & ~stray
         for patch in [*outline(mask, grid, kind), *patches]:
             patch.set(zorder=3, label=kind)
-            axes.add_patch(patch)
+            axes.add_artist(patch)  # not add_patch: it looks at every corner for limits set below
     _frame(axes, grid)
 
 
@@ -115,7 +115,7 @@ def paint_ranks(
         kind, mask = chosen
         for patch in outline(grid.values(mask).cpu(), grid, kind):
             patch.set(zorder=3)
-            axes.add_patch(patch)
+            axes.add_artist(patch)
     _frame(axes, grid)
     return drawn
 

@@ -173,14 +173,17 @@ def kinds_legend(
 ) -> None:
     """A legend of signs beneath a figure."""
     import numpy as np
-    from matplotlib.textpath import TextPath
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=9)
+
+    def inches_of(line: str) -> float:
+        return text_to_path.get_text_width_height_descent(line, font, False)[0] / 72
 
     inches, sign = figure.get_figwidth() - 0.3, 0.5
     labels = [textwrap.fill(label, int((inches - sign) / 0.07)) for label in labels]
-    lengths = [
-        sign + max(TextPath((0, 0), line, 9).get_extents().width for line in label.split("\n")) / 72
-        for label in labels
-    ]
+    lengths = [sign + max(map(inches_of, label.split("\n"))) for label in labels]
     columns = len(labels)
     # As matplotlib fills them: one after the other, the first ones with an entry more.
     while columns > 1 and sum(map(max, np.array_split(lengths, columns))) > inches:

@@ -54,12 +54,14 @@ install_locked() {
 }
 
 # Editable, so that an edit of the clone is what runs.
-install_hiprune() {
+install_hiprune() (
+    # One set-up at a time: whichever environment it is for, setuptools writes into this folder.
+    hold_lock .venv-install.lock
     # What an earlier build left here names the entry points of its day, and programs that run from
     # this folder would find it first.
     rm -rf hiprune.egg-info
     pip_install --no-deps --no-build-isolation --editable .
-}
+)
 
 check_imports() {
     # Warnings of packages about each other are no news to the reader of this script.
@@ -120,16 +122,17 @@ try_benchmark() {
     echo "setup: answered in $((SECONDS - start)) s"
 }
 
-# Hold the environment's lock until this shell ends; wait where another set-up holds it.
+# hold_lock PATH: until this shell ends; wait where another set-up holds it.
 hold_lock() {
     local python
     python=$(find_python)
-    mkdir -p "$(dirname "$VENV")"
-    exec 9>>"$VENV.lock"
-    until "$python" scripts/env/file_lock.py "$VENV.lock" 9 setup; do
-        exec 9>>"$VENV.lock"
+    LOCK=$1
+    mkdir -p "$(dirname "$LOCK")"
+    exec 9>>"$LOCK"
+    until "$python" scripts/env/file_lock.py "$LOCK" 9 setup; do
+        exec 9>>"$LOCK"
     done
-    trap 'rm -f "$VENV.lock"' EXIT
+    trap 'rm -f "$LOCK"' EXIT
 }
 
 # set_up NAME FAMILY BUDGET [NAME==VERSION ...], with OLDEST, VENV and IMPORTS set: make the
@@ -141,7 +144,7 @@ set_up() {
         echo "setup: $VENV is ready; nothing was changed"
         return
     fi
-    hold_lock
+    hold_lock "$VENV.lock"
     if setup_is_complete "$name" "$@"; then
         echo "setup: $VENV is ready: another set-up has made it"
         return
