@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 from hiprune.models.vllm_tower import TowerHooks
+from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.v1.executor import multiproc_executor
-from vllm_engines import Engine, equal, expected, requests
+from vllm_engines import Engine, close_shared, equal, expected, requests
 
 ASKED = tuple(requests(10))  # one each of two turns, and with two, three and no pictures
 DATA = {"mm_encoder_tp_mode": "data"}  # a rank has all of the tower, and some of the pictures
@@ -15,6 +16,8 @@ DATA = {"mm_encoder_tp_mode": "data"}  # a rank has all of the tower, and some o
 @pytest.fixture(autouse=True)
 def _workers_are_forked(monkeypatch):
     """In place of spawned, which vLLM does on a CPU: all that they import is there already."""
+    close_shared()
+    cleanup_dist_env_and_memory()  # the groups of one rank, which forks would have too
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiproc_executor, "get_mp_context", lambda: fork)
     monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # a function, to the workers

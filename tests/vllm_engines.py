@@ -21,10 +21,17 @@ import transformers
 import vllm
 import vllm_random
 from PIL import Image
+from vllm.platforms import current_platform
 
 import hiprune
 from scripts.tiny.questions import ask
 from scripts.tiny.scenes import make_scene
+
+# Once a process is enough: it goes through all modules, for a second or two of each engine's start.
+_platform = type(current_platform)
+_platform.register_triton_kernel_overrides = staticmethod(
+    functools.cache(_platform.register_triton_kernel_overrides)
+)
 
 TRAINED = {
     "qwen2_5_vl": ASSETS / "qwen2.5-vl-tiny",
@@ -212,14 +219,18 @@ def engine(family: str, settings: dict | None, **options) -> Engine:
     """The engine of these very arguments: a start takes seconds, so tests in a row share one."""
     key = repr((family, settings, options))
     if key not in _ENGINE:
-        for other in _ENGINE.values():
-            other.close()
-        _ENGINE.clear()
+        close_shared()
         _ENGINE[key] = Engine(family, settings, **options)
     return _ENGINE[key]
 
 
 _ENGINE: dict[str, Engine] = {}
+
+
+def close_shared() -> None:
+    for other in _ENGINE.values():
+        other.close()
+    _ENGINE.clear()
 
 
 def placeholder(family: str) -> int:
