@@ -8,7 +8,7 @@ model's.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import transformers
@@ -41,4 +41,6 @@ def make(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m scripts.serving.larger")
+    parser.add_argument("folder", type=Path, help="where to save it (1.4 GB)")
+    make(parser.parse_args().folder)
