@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -16,8 +17,11 @@ from scripts.efficiency.architectures import ARCHITECTURES
 from scripts.efficiency.flops.cli import Subject, read_settings
 from scripts.efficiency.flops.conventions import CONVENTIONS, figures
 from scripts.efficiency.flops.count import UncountedError, Work, count, one_of
-from scripts.efficiency.flops.models import IMAGE_SIZE, counts_of, picture_of
+from scripts.efficiency.flops.models import IMAGE_SIZE, picture_of
+from scripts.efficiency.flops.models import counts_of as new_counts_of
 from scripts.efficiency.flops.tables import introduction, paper_totals, rows_of, table
+
+counts_of = cache(new_counts_of)  # the parts of a model are counted once for all tests
 
 OWN_MODELS = int(transformers.__version__.split(".")[0]) >= 5  # transformers' own, Qwen among them
 needs_own = pytest.mark.skipif(not OWN_MODELS, reason="models of transformers 5")

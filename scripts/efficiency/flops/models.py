@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from scripts.efficiency.architectures import Architecture
 from scripts.efficiency.flops.count import Counts, Picture
 
@@ -40,7 +42,19 @@ def counts_of(architecture: Architecture, picture: Picture) -> Counts:
     if architecture.is_qwen:
         from scripts.efficiency.flops.qwen import QwenCounts
 
-        return QwenCounts(architecture, picture)
+        return _Once(QwenCounts(architecture, picture))
     from scripts.efficiency.flops.views import ViewCounts
 
-    return ViewCounts(architecture, picture)
+    return _Once(ViewCounts(architecture, picture))
+
+
+class _Once:
+    """Counts with a memory: rows and conventions ask for the same parts, a trace each."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.tower = cache(counts.tower)
+        self.pruned_tower = cache(counts.pruned_tower)
+        self.scoring_pass = cache(counts.scoring_pass)
+        self.projector = cache(counts.projector)
+        self.layers = cache(counts.layers)
+        self.lm_head = cache(counts.lm_head)
