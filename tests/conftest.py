@@ -110,11 +110,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
+_imported = 0
+
+
 def pytest_collection_finish():
-    """What is imported by now stays: to look for garbage in it costs a tenth of the tests' time."""
-    gc.collect()
-    gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    _keep_imported()
+
+
+def pytest_runtest_teardown():
+    _keep_imported()
+
+
+def _keep_imported():
+    """What is imported by now stays: to look for garbage in it costs a tenth of the tests' time."""
+    global _imported
+    if len(sys.modules) != _imported:
+        _imported = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_sessionfinish():
