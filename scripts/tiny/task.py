@@ -111,12 +111,16 @@ _Dumper.add_representer(
 
 def make_checkpoint(tiny: Tiny) -> None:
     """Convert the asset, where that is what is evaluated, and not done or of something older."""
-    from scripts.convert.to_llava import convert
-
     asset, here = ASSETS / tiny.asset, Path(__file__).parent
+
+    def make(path: Path) -> None:
+        from scripts.convert.to_llava import convert  # transformers with its models: seconds
+
+        convert(asset, path)
+
     if tiny.checkpoint != asset:
         code = (here.parent / "convert" / name for name in ("to_llava.py", "names.py"))
-        _make(tiny.checkpoint, (*code, *_weights(asset)), lambda path: convert(asset, path))
+        _make(tiny.checkpoint, (*code, *_weights(asset)), make)
 
 
 def make_tiny_task(tiny: Tiny) -> None:
