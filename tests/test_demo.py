@@ -11,6 +11,7 @@ import struct
 import threading
 import zlib
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("gradio")
+if find_spec("gradio") is None:
+    pytest.skip("no gradio here", allow_module_level=True)
 
 import hiprune
 from hiprune import HiPruneConfig, HiPruneError
 from hiprune.images import open_image, pad_to_square
 from hiprune.show.checkpoints import ALIASES, TINY, find_checkpoint
 from scripts.demo import __main__ as program
-from scripts.demo import asking, drawn, layout, page
+from scripts.demo import asking, drawn
 from scripts.demo.loaded import Loaded, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +41,14 @@ def loaded(name: str = "tiny-llava") -> Loaded:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _scenes_and_quick_clocks(tmp_path_factory):
+def _gradio():
+    """Imported for these tests alone: each process of a run reads this file, one runs it."""
+    global layout, page
+    from scripts.demo import layout, page
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _scenes_and_quick_clocks(_gradio, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawn, "FOLDER", tmp_path_factory.mktemp("scenes"))
         patch.setattr(asking, "TIMES", 1)

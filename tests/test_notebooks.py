@@ -18,15 +18,21 @@ if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("the notebooks need transformers 5", allow_module_level=True)
 
 import forking_python
-import nbformat
 from forking_python import serving
 from table_logs import Logs
-
-from scripts import run_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = (str(ROOT / "scripts"), "run_notebooks")
 KEPT = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nbformat():
+    """Imported for these tests alone: each process of a run reads this file, one runs it."""
+    global nbformat, run_notebooks
+    import nbformat
+
+    from scripts import run_notebooks
 
 
 @pytest.fixture
