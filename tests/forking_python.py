@@ -2,17 +2,18 @@
 
 Scripts and notebooks under test start Python many times; to import torch anew takes seconds each.
 
-    with serving("torch", "llava") as place:
+    with serving("torch", "llava") as place:  # or serving_here(), a fork of the tests' own process
         run(place, ["program.py", "argument"])  # the exit status; also ["-m", "module", "argument"]
 
-and, in a process of its own, `python forking_python.py PLACE program.py argument`, or by a command
-of ``write_python``. Who asked may be killed: the program ends with it.
+and, in a process of its own, ``[*command(place), "program.py", "argument"]``, or by a command of
+``write_python``. SIGINT and SIGTERM reach the program; it ends with who asked.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import runpy
 import signal
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,11 +44,69 @@ def serving(*modules: str, options: tuple[str, ...] = ()) -> Iterator[str]:
                 server.kill()
 
 
+@contextmanager
+def serving_here(*modules: str, anew: tuple[str, ...] = ()) -> Iterator[str]:
+    """The same, forked from this process: what it has imported costs nothing.
+
+    Our own modules, and those of the packages ``anew``, are imported by each program, as ever.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = f"{folder}/socket"
+        told, tells = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.dup2(tells, 1)
+                _forget_the_tests({"hiprune", "scripts", *anew})
+                serve(place, list(modules))
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(1)
+        os.close(tells)
+        try:
+            with open(told, "rb") as file:
+                assert file.readline() == b"ready\n"
+            yield place
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _forget_the_tests(packages: set[str]) -> None:
+    """This fork of a process with tests becomes a Python that has just started."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+    here = Path(__file__).resolve().parent
+    elsewhere = [p for p in sys.path if p and Path(p).resolve() not in (here, here.parent)]
+    sys.path[:] = ["", *elsewhere]  # the first is the program's folder, below
+    sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__module__.startswith("_pytest")]
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.root.handlers.clear()
+    for logger in logging.root.manager.loggerDict.values():
+        for handler in getattr(logger, "handlers", ()):
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(sys.stderr)  # not what caught a test's when it was made
+    warnings.resetwarnings()
+    hidden = PendingDeprecationWarning, ImportWarning, ResourceWarning
+    for kind in (DeprecationWarning, *hidden):
+        warnings.simplefilter("ignore", kind)
+    warnings.filterwarnings("default", "", DeprecationWarning, "__main__")
+
+
+def command(place: str) -> list[str]:
+    """What is taken for Python at the beginning of a command line."""
+    return [sys.executable, "-S", __file__, place]
+
+
 def write_python(file: Path, place: str) -> None:
     """A command that is taken for Python: programs that start others by it fork these, too."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    command = f'FORKING_PYTHON="$0" exec "{sys.executable}" -S "{__file__}" "{place}" "$@"'
-    file.write_text(f"#!/bin/sh\n{command}\n")
+    line = f'FORKING_PYTHON="$0" exec "{sys.executable}" -S "{__file__}" "{place}" "$@"'
+    file.write_text(f"#!/bin/sh\n{line}\n")
     file.chmod(0o755)
 
 
@@ -57,6 +117,9 @@ def run(place: str, arguments: list[str]) -> int:
         server.connect(place)
         socket.send_fds(server, [b"-"], [0, 1, 2])
         server.sendall(json.dumps(request).encode() + b"\n")
+        if __name__ == "__main__":
+            for sign in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(sign, lambda number, frame: server.sendall(bytes([number])))
         return int(server.recv(10))
 
 
@@ -117,6 +180,8 @@ def _start() -> None:
     sys.executable = os.environ.pop("FORKING_PYTHON", sys.executable)
     sys.orig_argv = [sys.executable, *sys.argv]
     while sys.argv[0] in ("-S", "-u", "-W"):
+        if sys.argv[:2] == ["-W", "ignore"]:
+            warnings.simplefilter("ignore")
         del sys.argv[: 2 if sys.argv[0] == "-W" else 1]
     named = "" if sys.flags.isolated else os.environ.get("PYTHONPATH", "")
     folders = [folder for folder in named.split(os.pathsep) if folder]
@@ -127,8 +192,9 @@ def _start() -> None:
 
 
 def _end_with(client: socket.socket) -> None:
-    if not client.recv(1):
-        os._exit(1)  # who asked is gone
+    while number := client.recv(1):  # a signal that reached who asked
+        os.kill(os.getpid(), number[0])
+    os._exit(1)  # who asked is gone
 
 
 if __name__ == "__main__":

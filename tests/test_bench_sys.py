@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from forking_python import command, serving_here
 
 import hiprune
 from scripts.efficiency.architectures import MODELS, TINY
@@ -310,8 +310,9 @@ def test_random_weights_keep_activations_finite(dtype):
 
 
 def test_runs_from_any_directory(tmp_path):
-    command = [sys.executable, str(ROOT / "bench_sys.py"), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    with serving_here() as place:
+        line = [*command(place), str(ROOT / "bench_sys.py"), "--help"]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "--random-weights" in done.stdout
 
 

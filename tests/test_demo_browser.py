@@ -6,13 +6,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from forking_python import command, serving_here
 from PIL import Image
 
 if find_spec("gradio") is None:  # not imported: the page runs in a process of its own
@@ -35,9 +35,9 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def server():
     """The program itself; (address, process)."""
-    environment = {**os.environ, "PORT": str(free_port()), "PYTHONWARNINGS": "ignore"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "scripts.demo", "--tiny"],
+    environment = {**os.environ, "PORT": str(free_port())}
+    with serving_here(anew=("gradio", "gradio_client")) as place, subprocess.Popen(
+        [*command(place), "-W", "ignore", "-m", "scripts.demo", "--tiny"],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         address = ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import transformers
+from forking_python import command, serving_here
 from program import run_for_no_reader
 
 from scripts.efficiency.architectures import ARCHITECTURES
@@ -89,8 +89,9 @@ def test_lists_may_be_repeated_and_separated_by_commas():
 
 def test_runs_from_another_folder_and_prints_json(tmp_path):
     arguments = ["--model", "llava-1.5-7b", "--retention", "192", "--json"]
-    command = [sys.executable, str(FLOPS), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    with serving_here() as place:
+        line = [*command(place), str(FLOPS), *arguments]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found = json.loads(done.stdout)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forking_python import serving, write_python
+from forking_python import serving_here, write_python
 from llava_eval_runs import (
     BENCHMARKS,
     SCRIPTS,
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server():
     modules = ("llava.model.builder", "llava.eval.m4c_evaluator", "pandas", "openpyxl")
-    with serving(*modules, "hiprune.launcher", "hiprune.models.llava") as place:
+    with serving_here(*modules, "hiprune.launcher", "hiprune.models.llava") as place:
         yield place
 
 

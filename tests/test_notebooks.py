@@ -17,8 +17,7 @@ import transformers
 if int(transformers.__version__.split(".")[0]) < 5:
     pytest.skip("the notebooks need transformers 5", allow_module_level=True)
 
-import forking_python
-from forking_python import serving
+from forking_python import command, serving_here
 from table_logs import Logs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,19 +39,19 @@ def run(capfd):
     """run_notebooks.py in this process, from the root; each kernel is a process of its own."""
 
     def run(*arguments: object, **variables: object) -> subprocess.CompletedProcess:
-        command = [SCRIPT[0], *map(str, arguments)]
+        words = [SCRIPT[0], *map(str, arguments)]
         before = signal.getsignal(signal.SIGTERM)
         capfd.readouterr()
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
-            patch.setattr(sys, "argv", command)
+            patch.setattr(sys, "argv", words)
             for name, value in variables.items():
                 patch.setenv(name, str(value))
             try:
                 status = run_notebooks.main()
             finally:
                 signal.signal(signal.SIGTERM, before)
-        return subprocess.CompletedProcess(command, status, *capfd.readouterr())
+        return subprocess.CompletedProcess(words, status, *capfd.readouterr())
 
     return run
 
@@ -83,8 +82,8 @@ def texts(book: nbformat.NotebookNode) -> str:
     ],
 )
 def test_arguments_of_the_shell_script(arguments, code, expected):
-    command = ["bash", ROOT / "scripts" / "run_notebooks.sh", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    line = ["bash", ROOT / "scripts" / "run_notebooks.sh", *arguments]
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == code
     assert expected in (done.stderr if code else done.stdout)
 
@@ -125,13 +124,14 @@ def test_what_ends_it_ends_the_kernel_too(tmp_path):
     begun = tmp_path / "begun"
     source = f"import os, time\nopen({str(begun)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
     file = write(tmp_path / "long.ipynb", source)
-    command = [sys.executable, "-W", "ignore", *SCRIPT, file, file]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    until = time.monotonic() + 120
-    while not (begun.exists() and begun.read_text()) and time.monotonic() < until:
-        time.sleep(0.2)
-    process.terminate()
-    out, _ = process.communicate(timeout=60)
+    with serving_here() as place:
+        line = [*command(place), "-W", "ignore", *SCRIPT, file, file]
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        until = time.monotonic() + 120
+        while not (begun.exists() and begun.read_text()) and time.monotonic() < until:
+            time.sleep(0.2)
+        process.terminate()
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == "[1/2] long: interrupted; it is left as it was\n"
     with pytest.raises(ProcessLookupError):
@@ -184,13 +184,13 @@ IMPORTED = (
 @pytest.fixture
 def warm_kernels(tmp_path):
     """JUPYTER_PATH with a python3 whose kernels are forked, with the slow imports done."""
-    with serving(*IMPORTED) as place:
+    with serving_here(*IMPORTED) as place:
         folder = tmp_path / "jupyter" / "kernels" / "python3"
         folder.mkdir(parents=True)
-        command = [sys.executable, "-S", forking_python.__file__, place, "-m", "ipykernel_launcher"]
         # Without its note that it is nobody's child.
-        command = ["sh", "-c", 'exec "$@" > /dev/null 2>&1', "sh", *command]
-        kernel = {"argv": [*command, "-f", "{connection_file}"], "language": "python"}
+        line = ["sh", "-c", 'exec "$@" > /dev/null 2>&1', "sh", *command(place)]
+        line += ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel = {"argv": line, "language": "python"}
         (folder / "kernel.json").write_text(json.dumps({**kernel, "display_name": "Python 3"}))
         yield tmp_path / "jupyter"
 
@@ -204,8 +204,9 @@ def test_all_of_them_run(tmp_path, warm_kernels):
         logs.write("hiprune_tiny", metrics, budget, checkpoint="x/llava-1.5-tiny", object_layer=3)
     env = {**os.environ, "OUTPUT": str(tmp_path), "LOGS": str(logs.folder)}
     env["JUPYTER_PATH"] = str(warm_kernels)
-    command = [sys.executable, "-W", "ignore", *SCRIPT, "--tiny"]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    with serving_here() as place:
+        line = [*command(place), "-W", "ignore", *SCRIPT, "--tiny"]
+        done = subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": ok in ") == len(KEPT) == 7
     for file in KEPT:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from forking_python import command, serving_here
 from PIL import Image
 
 if int(transformers.__version__.split(".")[0]) < 5:
@@ -307,11 +307,13 @@ def test_checkpoints_that_are_not_whole(at, assets, capsys, monkeypatch):
     assert code == 2 and "error: --model tiny on cpu: " in err
 
 
-def test_the_command_itself(at, assets, capsys):
+def test_the_command_itself(at, assets):
     """From a shell, with a folder as the model, elsewhere than in the repository."""
     checkpoint = shutil.copytree(assets / "llava-1.5-tiny", at / "mine")
     arguments = ["photo.jpg", "--model", str(checkpoint)]
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    with serving_here() as place:
+        line = [*command(place), SCRIPT, *arguments]
+        done = subprocess.run(line, capture_output=True, text=True)
     # The family's own defaults do not fit a model of this size: the same shares of it, and said.
     assert done.returncode == 0 and done.stdout.startswith("48 of 144 tokens kept")
     assert "anchors by layer 3" in done.stdout
