@@ -38,6 +38,34 @@ SHAPES = [(1, 1, 1, 64), (2, 3, 37, 64), (1, 2, 130, 80), (1, 2, 64, 64), (1, 1,
 LARGE = [(1, 16, 577, 64), (5, 16, 577, 64), (1, 16, 4096, 80), (1, 2, 32768, 80)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _patched_once_a_launch():
+    """Triton's interpreter patches its language at each call of a function within a launch, too."""
+    from triton.runtime import interpreter
+
+    patch_language, launch, patched = (
+        interpreter._patch_lang,
+        interpreter.GridExecutor.__call__,
+        set(),
+    )
+
+    def patch(function):
+        module = function.__globals__["__name__"]
+        if module in patched:
+            return interpreter._LangPatchScope()
+        patched.add(module)
+        return patch_language(function)
+
+    def launched(*args, **kwargs):
+        patched.clear()
+        return launch(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(interpreter, "_patch_lang", patch)
+        patches.setattr(interpreter.GridExecutor, "__call__", launched)
+        yield
+
+
 def column_sums(*args, **kwargs):
     from hiprune.scores_triton import column_sums
 
