@@ -22,7 +22,6 @@ from pathlib import Path
 
 import yaml
 
-from hiprune import HiPruneError
 from scripts.benchmarks import ROOT
 
 _KEY = re.compile(r"^[\"']?(task|group|tag)[\"']? *:(.*)$")
@@ -49,6 +48,8 @@ class Registry:
 
     def check(self, names: Iterable[str], limit: int | None) -> None:
         """Raise a HiPruneError for what lmms-eval would refuse, some of it hours later."""
+        from hiprune import HiPruneError  # with torch: seconds, which main() does without
+
         known = [*self.files, *self.groups]
         for name in names:
             if name not in self.files and name not in self.groups:
