@@ -72,6 +72,9 @@ set_up_at_once() {
 }
 ((${#missing[@]} == 0)) || set_up_at_once "${missing[@]}"
 
+# Compiled once, in place of once by each of the many programs that the tests start.
+unset PYTHONDONTWRITEBYTECODE
+
 # run_tests NAME PROCESSES [pytest arguments]
 run_tests() {
     local python=$ROOT/.venv-$1/bin/python processes=$2
