@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -102,6 +103,9 @@ def pytest_sessionstart(session):
     if not torch.cuda.is_available():
         # The GPU kernel runs in Triton's interpreter, which asks when anybody first imports it.
         os.environ["TRITON_INTERPRET"] = "1"
+    # transformers 4.37 asks for each picture, several times, and each time the file is parsed.
+    version, pillow = metadata.version, metadata.version("Pillow")
+    metadata.version = lambda name: pillow if name == "Pillow" else version(name)
 
 
 def pytest_collection_modifyitems(items):
