@@ -45,6 +45,22 @@ def assets(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _loaded_once():
+    """A run leaves a model as it found it: the next may have the same."""
+    load, loaded = checkpoints.Checkpoint.load_whole, {}
+
+    def load_once(checkpoint, device="cpu"):
+        key = checkpoint.path, device
+        if key not in loaded:
+            loaded[key] = load(checkpoint, device)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoint, "load_whole", load_once)
+        yield
+
+
 @pytest.fixture
 def at(assets, monkeypatch, tmp_path) -> Path:
     """An empty folder to run in, with a picture of 500 x 300 in it."""
