@@ -223,11 +223,15 @@ def close(found: Any, expected: Any, exact: bool = False) -> None:
 
 def error_of(run: Callable[[], Any]) -> tuple[type[Exception], ...]:
     """What ``run`` raises, in a tuple; of an unpatched model, it may be raised patched as well."""
+    return outcome(run)[1]
+
+
+def outcome(run: Callable[[], Any]) -> tuple[Any, tuple[type[Exception], ...]]:
+    """What ``run`` gives, and as of ``error_of`` what it raises in its place."""
     try:
-        run()
+        return run(), ()
     except Exception as error:
-        return (type(error),)
-    return ()
+        return None, (type(error),)
 
 
 def right_or_refused(
