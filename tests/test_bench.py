@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 pytest.importorskip("llava", reason="the llava package lives in .venv-llava alone")
 
 from bench_in_process import VARIABLES, bench_here
-from forking_python import serving, write_python
+from forking_python import serving, serving_here, write_python
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW_TASKS = str(ROOT / "tests" / "few_tasks")
@@ -53,6 +54,14 @@ def bench(folder, **variables):
     process = start(folder, **variables)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
+
+
+def bench_by_forks(folder, **variables):
+    """The same, of forks of this process."""
+    with tempfile.TemporaryDirectory() as venv, serving_here() as place:
+        write_python(Path(venv) / "bin" / "python", place)
+        (Path(venv) / "hiprune-setup-complete").touch()
+        return bench(folder, VENV=venv, **variables)
 
 
 def bench_in_this_process(folder, script="bench_llava.sh", **variables):
@@ -237,7 +246,7 @@ def test_llava_next(tmp_path):
 @pytest.mark.parametrize(
     ("start", "name", "value", "expected"),
     [
-        (bench, "HIPRUNE_RETENTION", "577", "1 to 576"),
+        (bench_by_forks, "HIPRUNE_RETENTION", "577", "1 to 576"),
         (bench_in_this_process, "LIMIT", "none", "an integer of at least 1"),
     ],
     ids=["HIPRUNE_RETENTION", "LIMIT"],

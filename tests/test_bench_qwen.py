@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("transformers", minversion="5.17", reason="needs the environment .venv-qwen")
 
 from bench_in_process import bench_here
+from forking_python import serving_here, write_python
 from random_checkpoint import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,7 +109,10 @@ def test_a_checkpoint_of_another_family(tmp_path):
 def test_a_bad_share_is_named(tmp_path, value):
     settings = {"HIPRUNE_QWEN_RETENTION": value, "OUTPUT": str(tmp_path)}
     if value == "":  # which a shell may lose
-        done = bench("bench_qwen.sh", "--tiny", **settings)
+        with serving_here() as place:
+            write_python(tmp_path / "venv" / "bin" / "python", place)
+            (tmp_path / "venv" / "hiprune-setup-complete").touch()
+            done = bench("bench_qwen.sh", "--tiny", **settings, VENV=str(tmp_path / "venv"))
         status, output = done.returncode, done.stdout
     else:
         status, output = bench_here("bench_qwen.sh", "--tiny", **settings)

@@ -1,9 +1,9 @@
 """make_tables.py from the command line: formats, early readers, what is refused."""
 
 import subprocess
-import sys
 
 import pytest
+from forking_python import command, serving_here
 from program import run_for_no_reader, run_here
 from table_logs import (
     ROOT,
@@ -25,8 +25,9 @@ def logs(tmp_path):
 def test_from_the_command_line(logs, tmp_path):
     logs.write("pope", {"pope_f1_score,none": 0.6}, 64, checkpoint="me/mine")
     logs.write("pope", {"pope_f1_score,none": 0.6}, 320, checkpoint="x/llava-v1.6-vicuna-7b")
-    command = [sys.executable, MAKE_TABLES, logs.folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    with serving_here() as place:
+        line = [*command(place), MAKE_TABLES, logs.folder]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     (_, first), (_, second) = parse_markdown(done.stdout)
     assert first[0] == "### Table 3: LLaVA-NeXT-7B (x/llava-v1.6-vicuna-7b)"
