@@ -89,7 +89,7 @@ def _forget_the_tests(packages: set[str]) -> None:
     for logger in logging.root.manager.loggerDict.values():
         for handler in getattr(logger, "handlers", ()):
             if type(handler) is logging.StreamHandler:
-                handler.setStream(sys.stderr)  # not what caught a test's when it was made
+                handler.stream = sys.stderr  # not what caught a test's when it was made
     warnings.resetwarnings()
     hidden = PendingDeprecationWarning, ImportWarning, ResourceWarning
     for kind in (DeprecationWarning, *hidden):
