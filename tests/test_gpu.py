@@ -112,32 +112,26 @@ def test_as_pruned_by_hand_on_a_cpu(family, kernel):
 @over_halves
 @over_families
 def test_half_precision(family, dtype, kernel):
-    model, arguments = made(family, dtype)
-    plain, whole = family.plain(model, arguments)
-    expected = forward(plain, whole).logits
-    with hiprune.prune(model, family.config(family.full)):
-        same_where_real(forward(model, arguments).logits, expected, whole)
-    with hiprune.prune(model, family.config(family.third)):
-        assert forward(model, arguments).logits.isfinite().all()
+    whole_and_a_third(family, *made(family, dtype))
     assert set(kernel) == {dtype}
-
-
-def same_where_real(found: torch.Tensor, expected: torch.Tensor, arguments: dict) -> None:
-    """But for roundings of a half precision."""
-    near(where_real(found, arguments), where_real(expected, arguments), HALF)
 
 
 @over_families
 def test_autocast(family, kernel):
-    model, arguments = made(family)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        plain, whole = family.plain(model, arguments)
-        expected = forward(plain, whole).logits
-        with hiprune.prune(model, family.config(family.full)):
-            same_where_real(forward(model, arguments).logits, expected, whole)
-        with hiprune.prune(model, family.config(family.third)):
-            assert forward(model, arguments).logits.isfinite().all()
+        whole_and_a_third(family, *made(family))
     assert kernel
+
+
+def whole_and_a_third(family: Any, model: Any, arguments: dict) -> None:
+    """Everything kept is the unpatched model but for roundings of a half precision."""
+    plain, whole = family.plain(model, arguments)
+    expected = forward(plain, whole).logits
+    with hiprune.prune(model, family.config(family.full)):
+        found = forward(model, arguments).logits
+    near(where_real(found, whole), where_real(expected, whole), HALF)
+    with hiprune.prune(model, family.config(family.third)):
+        assert forward(model, arguments).logits.isfinite().all()
 
 
 @over_families
