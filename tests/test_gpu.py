@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("no GPU", allow_module_level=True)
+
 import torch_flash
 from family import PACKAGE, forward, placed, where_real
 from matrix import over_families, over_transformers
@@ -18,7 +22,6 @@ from matrix import over_families, over_transformers
 import hiprune
 from hiprune import scores_triton
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = torch.device("cuda")
 BATCH = [1, 2, 0]
 over_halves = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
