@@ -35,12 +35,11 @@ def neighbours(
     """
     found = []
     for down, right in SHAPES[shape]:
-        place = anchors + down * columns + right
-        if neighborhood == "flat":
-            place = place.clamp(0, tokens - 1)
-        else:
+        place = anchors + (down * columns + right)
+        if neighborhood == "grid":
             column = anchors % columns + right
             inside = (column >= 0) & (column < columns) & (place >= 0) & (place < tokens)
             place = torch.where(inside, place, anchors)
         found.append(place)
-    return torch.cat(found, dim=1) if found else anchors[:, :0]
+    # On a grid all are within, and stay.
+    return torch.cat(found, dim=1).clamp_(0, tokens - 1) if found else anchors[:, :0]

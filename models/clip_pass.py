@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hiprune.models.clip_layer import gather, halves
 from hiprune.models.tokens import Tokens
-from hiprune.models.views import in_order, with_merged
+from hiprune.models.views import in_order
 from hiprune.models.words import words_of
 from torch import Tensor
 
@@ -146,22 +146,23 @@ class Pass:
                 own["text_embeds"] = words_of(image, tower.method.name).to(device)
             return tower.method(images, **own)
 
-        # One budget and no text: all images at once.
-        if all(count == 1 for count in self.views) and not tower.reads_text:
-            chosen = select(slice(None), self.budgets[0], len(self.views))
-            found = features(slice(None), tokens.places(chosen.indices))
-            found = with_merged(found, chosen)  # (B, P, C_v)
-            chosen = _detached(chosen)
-            self.selections = [chosen[i : i + 1] for i in range(len(self.views))]
-            return list(found)
-        self.selections, kept, start = [], [], 0
+        self.selections, kept = [], []
+        # One budget and no text: all images at once, which takes as few launches as one does.
+        together = len(set(self.budgets)) == 1 and not tower.reads_text
+        if together:
+            chosen = select(slice(None), self.budgets[0], sum(self.views))
+            found = features(slice(None), tokens.places(chosen.indices))  # (sum of V, P/V, C_v)
+        start = 0
         each = enumerate(zip(self.views, self.budgets, self.columns, strict=True))
         for image, (count, budget, columns) in each:
             rows = slice(start, start := start + count)
-            chosen = select(rows, budget, count, image)
-            found = features(rows, tokens.places(chosen.indices))  # (V, P/V, C_v)
-            kept.append(in_order(found, chosen, tokens.columns, columns))
-            self.selections.append(_detached(chosen))
+            if together:
+                own, its = found[rows], chosen[rows]
+            else:
+                its = select(rows, budget, count, image)
+                own = features(rows, tokens.places(its.indices))  # (V, P/V, C_v)
+            kept.append(in_order(own, its, tokens.columns, columns))
+            self.selections.append(_detached(its))
         return kept
 
 

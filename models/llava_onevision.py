@@ -176,13 +176,14 @@ def _videos(
             found = inner.apply_pooling(inner.multi_modal_projector(states)).flatten(0, 1)
         else:
             chosen = torch.cat([each.indices for each in run.selections]).flatten()
-            weights = tokens.weights.to(kept[0])[chosen.to(kept[0].device)]  # (sum of N', g)
+            device = kept[0].device
+            weights = tokens.table("weights", device)[chosen.to(device)]  # (sum of N', g)
             projected = inner.multi_modal_projector(torch.cat(kept))  # (sum of g N', C)
             found = projected.unflatten(0, weights.shape) * weights.to(projected).unsqueeze(2)
             found = found.sum(dim=1)  # (sum of N', C)
         newline = inner.image_newline.to(found).unsqueeze(0)
         features = [torch.cat([each, newline]) for each in found.chunk(videos)]
-        last = torch.tensor([frames * tokens.count], device=found.device)
+        last = torch.full((1,), frames * tokens.count, device=found.device)  # without a copy
         places = [torch.cat([flat_indices([each]).to(last), last]) for each in run.selections]
         output.pooler_output = torch.stack(features)
         return Encoded(features, run.selections, places, output)

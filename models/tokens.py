@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from hiprune.models.clip_layer import gather
@@ -30,6 +30,9 @@ class Tokens:
     keeps_extra: bool = False
     groups: Tensor | None = None
     weights: Tensor | None = None
+    _tables: dict[tuple[str, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def count(self) -> int:
@@ -50,20 +53,26 @@ class Tokens:
         """(..., patches) -> (..., N), the mean of each token's patches."""
         if self.groups is None:
             return scores
-        scores = scores[..., self.groups.to(scores.device)]  # (..., N, g)
+        scores = scores[..., self.table("groups", scores.device)]  # (..., N, g)
         if self.weights is None:
             return scores.mean(dim=-1)
-        return (scores * self.weights.to(scores)).sum(dim=-1)
+        return (scores * self.table("weights", scores.device).to(scores.dtype)).sum(dim=-1)
 
     def places(self, kept: Tensor) -> Tensor:
         """(V, N') kept tokens -> (V, P) places, among E + patches, of the states to hand on."""
         if self.groups is not None:
-            kept = self.groups.to(kept.device)[kept].flatten(1)  # (V, g N')
+            kept = self.table("groups", kept.device)[kept].flatten(1)  # (V, g N')
         found = kept + self.extra
         if not self.keeps_extra:
             return found
         extra = torch.arange(self.extra, device=kept.device).expand(len(kept), -1)
         return torch.cat([extra, found], dim=1)
+
+    def table(self, name: str, device: torch.device) -> Tensor:
+        """``groups`` or ``weights`` on a device: copied there once, for a copy waits for it."""
+        if (name, device) not in self._tables:
+            self._tables[name, device] = getattr(self, name).to(device)
+        return self._tables[name, device]
 
     def handed_on(self, selection: TokenSelection) -> int:
         """P of an image."""

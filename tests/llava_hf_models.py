@@ -193,6 +193,7 @@ def spatial_prompt(arguments: dict) -> dict:
         lines.append(line)
     width = max(map(len, lines))
     columns = torch.tensor([[0] * (width - len(line)) + line for line in lines])
+    columns = columns.to(arguments["input_ids"].device)
     names = ("input_ids", "attention_mask", "labels")  # a row that is shorter is padded on the left
     return arguments | {n: arguments[n].gather(1, columns) for n in names if n in arguments}
 

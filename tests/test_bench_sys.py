@@ -174,16 +174,23 @@ def test_vision_part_of_llava(main, tmp_path):
     assert (tmp_path / "plot.png").exists()
 
 
+def test_vision_part_of_several_images(main, tmp_path):
+    arguments = ("--model", "tiny", "--part", "vision", "--repetitions", "1", "--warmup", "0")
+    status, record = run(main, tmp_path, *arguments, "--retention", "48", "--images", "3")
+    assert status == 0 and "3 images at once" in record["title"]
+    assert [row["samples"][0]["tokens"] for row in record["rows"]] == [3 * 144, 3 * 48, 3 * 48]
+
+
 def test_vision_part_of_llava_next(main, tmp_path, capsys):
     arguments = ["--model", "tiny-next", "--part", "vision", "--repetitions", "1", "--warmup", "0"]
-    arguments += ["--retention", "160", "--output", str(tmp_path)]
+    arguments += ["--retention", "160", "--images", "2", "--output", str(tmp_path)]
     if HAS_LLAVA:
         assert main(arguments) == 2
         assert "expected LLaVA-1.5 there" in capsys.readouterr().err
         return
     assert main(arguments) == 0
     record = json.loads((tmp_path / "result.json").read_text())
-    assert [row["samples"][0]["tokens"] for row in record["rows"]] == [744, 160, 160]
+    assert [row["samples"][0]["tokens"] for row in record["rows"]] == [1488, 320, 320]
 
 
 @needs_transformers
@@ -244,6 +251,7 @@ def test_vision_part_of_qwen(main, tmp_path):
         ("--model tiny-qwen --part vision --patches 64:0", "expected an integer of at least 1"),
         ("--model tiny-qwen --part vision --image a.png", "expected none"),
         ("--model tiny --part vision --new-tokens 5", "expected none"),
+        ("--model tiny-internvl --part vision --images 2", "images=2 with --part vision of tiny-"),
     ],
 )
 def test_arguments_that_are_refused(capsys, arguments, message):

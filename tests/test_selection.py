@@ -90,6 +90,14 @@ def test_equals_the_oracle_and_keeps_exactly_the_budget(kind, budget, alpha):
         assert selection.keep[row].nonzero().flatten().tolist() == kept
 
 
+def test_scores_of_two_types_lose_no_digit():
+    """Half precision beside integers, of which float32 has no two of these apart."""
+    object_scores = torch.tensor([[2.0, 1.0, 0.0, 0.0]]).half()
+    output_scores = 2**24 + torch.tensor([[0, 0, 0, 1]])
+    selection = select_tokens(object_scores, output_scores, columns=4, budget=1, alpha=0)
+    assert selection.indices.tolist() == [[3]]
+
+
 def test_anchors_come_first_then_buffers_by_score_when_they_exceed_the_budget():
     # N' = 64 and alpha = 1: 13 anchors and up to 52 buffers, where the released code crashes.
     object_scores = torch.zeros(1, 576)

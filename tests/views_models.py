@@ -197,6 +197,7 @@ def spatial_prompt(arguments: dict) -> dict:
     width = max(map(len, lines))
     columns = torch.tensor([[0] * (width - len(line)) + line for line in lines])
     real = torch.arange(width) >= torch.tensor([[width - len(line)] for line in lines])
+    columns, real = (x.to(arguments["input_ids"].device) for x in (columns, real))
     padding = {"input_ids": PAD, "attention_mask": 0, "labels": -100}
     return arguments | {
         name: arguments[name].gather(1, columns).masked_fill(~real, pad)

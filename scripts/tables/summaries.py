@@ -30,18 +30,18 @@ NAMES = {
     "visionzip": "VisionZip",
     "cdpruner": "CDPruner",
 }
-# A marker each, so that no line hangs on its colour alone.
+# A marker each, so that no line hangs on its colour alone; colours that come twice are dashed once.
 STYLES = {
-    "hiprune": (BLUE, "o"),
-    "cls": (VERMILION, "s"),
-    "uniform": (GREEN, "^"),
-    "random": (GREY, "D"),
-    "hiprune_pp": (BLUE, "*"),
-    "vispruner": (PINK, "v"),
-    "scope": (ORANGE, "<"),
-    "divprune": (SKY, ">"),
-    "visionzip": (BLACK, "x"),
-    "cdpruner": (GREEN, "P"),
+    "hiprune": (BLUE, "o", "-"),
+    "cls": (VERMILION, "s", "-"),
+    "uniform": (GREEN, "^", "-"),
+    "random": (GREY, "D", "-"),
+    "hiprune_pp": (BLUE, "*", "--"),
+    "vispruner": (PINK, "v", "-"),
+    "scope": (ORANGE, "<", "-"),
+    "divprune": (SKY, ">", "-"),
+    "visionzip": (BLACK, "x", "-"),
+    "cdpruner": (GREEN, "P", "--"),
 }
 
 
@@ -234,8 +234,10 @@ def draw_methods(title: str, base: Row, curves: list[Curve], accuracies: bool, f
         if not points:
             continue
         x, middle, low, high = zip(*sorted(points), strict=True)
-        colour, marker = STYLES[curve.method]
-        axis.plot(x, middle, color=colour, marker=marker, label=name_of(curve))
+        colour, marker, line = STYLES[curve.method]
+        first = 3 if curve.method == "hiprune" else 2  # on top of what it coincides with
+        label = name_of(curve)
+        axis.plot(x, middle, line, color=colour, marker=marker, label=label, zorder=first)
         if low != high:
             axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         ticks |= set(x)

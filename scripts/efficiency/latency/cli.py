@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P[:R]",
         help="Qwen's vision part: image sizes in patches, each with repetitions of its own",
     )
+    add("--images", type=positive, help="LLaVA's vision part: images at once; default: 1")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", metavar="PATH_OR_HUB_ID")
     source.add_argument("--random-weights", action="store_true")
@@ -133,6 +134,7 @@ def _complete(args: argparse.Namespace) -> None:
     if args.image_size is None and args.image is None:
         side = 336 if args.tiny else 896 if args.architecture.needs_own else 672
         args.image_size = (side, side)
+    args.images = args.images or 1
     if args.part == "vision" and is_qwen:
         patches = args.patches or [(p, None) for p in (TINY_PATCHES if args.tiny else PATCHES)]
         args.patches = [(count, own or args.repetitions) for count, own in patches]
@@ -147,6 +149,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
         **dict.fromkeys(("image", "image_size"), none or on_patches),
         **dict.fromkeys(("prompt", "new_tokens"), none or vision),
         "patches": not on_patches,
+        "images": not vision or MODELS[args.model].family not in ("llava", "llava_next"),
     }
     for name, is_unused in unused.items():
         value = getattr(args, name)

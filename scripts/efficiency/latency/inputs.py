@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,17 @@ class Inputs:
     @property
     def sizes(self) -> Any:
         return self.arguments.get("image_sizes")
+
+    def times(self, images: int) -> Inputs:
+        """Of LLaVA's, the image so many times, for encoding; the prompt stays as it is."""
+        found = dict(self.arguments)
+        for name in ("pixel_values", "images", "image_sizes"):
+            value = found.get(name)
+            if isinstance(value, Tensor):
+                found[name] = value.repeat(images, *[1] * (value.ndim - 1))
+            elif value is not None:
+                found[name] = value * images
+        return replace(self, arguments=found)
 
 
 def make_inputs(subject: Subject, image: Image.Image, prompt: str | None, seed: int) -> Inputs:

@@ -123,7 +123,7 @@ def _measure_vision(
             subject, args.patches, args.retention, args.seed, targets=not args.tiny
         )
     else:
-        inputs = make_inputs(subject, image, args.prompt, args.seed)
+        inputs = make_inputs(subject, image, args.prompt, args.seed).times(args.images)
         variants, comparisons = view_variants(
             subject, inputs, args.retention, args.repetitions, targets=not args.tiny
         )
@@ -173,6 +173,8 @@ def make_record(
     title = [name, *([facts["weights"]] if "weights" in facts else []), dtype]
     if args.part == "all":
         title.append(args.attention)
+    if args.part == "vision" and args.images > 1:
+        title.append(f"{args.images} images at once")
     return {
         "title": f"{', '.join(title)}; {short_name(machine)}",
         "command": shlex.join(["python", "bench_sys.py", *argv]),

@@ -145,22 +145,23 @@ def _released(subject: Subject, inputs: Inputs, config: HiPruneConfig) -> Iterat
         model.set_attn_implementation({"vision_config": "eager"})
     vision = subject.request.architecture.vision
     columns = vision.image_size // vision.patch
-    pixels = inputs.pixels.flatten(0, -4)  # (V, 3, H, W)
+    views = inputs.pixels.shape[1] if inputs.pixels.ndim == 5 else 1  # V of an image
+    pixels = inputs.pixels.flatten(0, -4)  # (sum of V, 3, H, W)
 
     def encode() -> int:
         out = tower(pixels, output_attentions=True, output_hidden_states=True)
         scores = [
-            # (V, H, 1+N, 1+N) -> (V, N), CLS dropped
+            # (sum of V, H, 1+N, 1+N) -> (sum of V, N), CLS dropped
             out.attentions[layer].float().mean(dim=(1, 2))[:, 1:]
             for layer in (config.object_layer - 1, -2)
         ]
         selection = hiprune.select_tokens(
             *scores,
             columns=columns,
-            budget=config.budget(len(pixels) * columns**2) // len(pixels),
+            budget=config.budget(views * columns**2) // views,
             alpha=config.alpha,
         )
-        features = projector(out.hidden_states[-2][:, 1:])  # (V, N, C)
+        features = projector(out.hidden_states[-2][:, 1:])  # (sum of V, N, C)
         return _count(selection.gather(features))
 
     try:
