@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import os
 import runpy
 import signal
@@ -27,6 +26,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @contextmanager
@@ -56,6 +57,10 @@ def serving_here(*modules: str, anew: tuple[str, ...] = ()) -> Iterator[str]:
         pid = os.fork()
         if pid == 0:
             try:
+                if sys.platform == "linux":  # it ends with this process, however that ends
+                    import ctypes
+
+                    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 os.dup2(tells, 1)
                 _forget_the_tests({"hiprune", "scripts", *anew})
                 serve(place, list(modules))
@@ -75,6 +80,8 @@ def serving_here(*modules: str, anew: tuple[str, ...] = ()) -> Iterator[str]:
 
 def _forget_the_tests(packages: set[str]) -> None:
     """This fork of a process with tests becomes a Python that has just started."""
+    import logging
+
     for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
         del sys.modules[name]
     here = Path(__file__).resolve().parent
