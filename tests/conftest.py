@@ -105,6 +105,7 @@ LONG = (
 
 def pytest_sessionstart(session):
     if session.config.getoption("dist", "no") != "no":  # xdist's own process, which runs no test
+        gc.enable()
         return
     import torch
 
@@ -123,10 +124,12 @@ def pytest_collection_modifyitems(items):
 
 
 _imported = 0
+gc.disable()  # until the tests have been collected
 
 
 def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 100)
+    gc.enable()
     _keep_imported()
 
 
