@@ -11,6 +11,7 @@ and, in a process of its own, ``[*command(place), "program.py", "argument"]``, o
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -131,8 +132,11 @@ def run(place: str, arguments: list[str]) -> int:
 
 
 def serve(place: str, modules: list[str]) -> None:
+    gc.disable()
     for module in modules:
         importlib.import_module(module)
+    gc.freeze()  # no program looks for garbage in it
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a child
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(place)

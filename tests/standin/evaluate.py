@@ -60,6 +60,8 @@ def main() -> None:
 
     mmbench_evals.time = type("Time", (), {"sleep": staticmethod(lambda seconds: None)})
     lmms_eval.__main__.TaskManager = PapersTasks
+    gc.freeze()
+    gc.enable()
     gc.collect = lambda generation=2: 0  # asked for often, and dear with all that is imported
     for start in plan["starts"]:
         if start.pop("prescribed", False):
