@@ -111,7 +111,7 @@ def bare(elsewhere, wheel, tmp_path_factory):
                     (tmp_path / top).symlink_to(here.locate_file(top))
         command = [sys.executable, "-I", "-S", "-W", "ignore", "-c"]
         path = [str(tmp_path), str(elsewhere.target)]
-        head = f"import sys; sys.path[:0] = {path!r}\n"
+        head = f"import gc, sys; gc.disable(); sys.path[:0] = {path!r}\n"
         if find_spec("_torchvision_without_operators"):  # as its .pth file, which -S leaves out
             (tmp_path / "shim.py").write_text(torchvision_cpu.SOURCE)
             head += "import shim\n"
