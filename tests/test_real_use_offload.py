@@ -174,9 +174,9 @@ def test_compiled_and_run_before_apply(family, what, dynamo):
     traced = what == ("tower" if family.name == "llava" else "layers")
     config = family.config(family.third)
     if traced and what == "tower":  # a second a layer
-        del family.layers(model)[4:]
-        family.tower(model).config.num_hidden_layers = 4
-        config = dataclasses.replace(config, object_layer=2)
+        del family.layers(model)[3:]
+        family.tower(model).config.num_hidden_layers = 3
+        config = dataclasses.replace(config, object_layer=1)
     arguments = family.inputs(model, [1])
     with hiprune.prune(model, config):
         right = forward(model, arguments).logits

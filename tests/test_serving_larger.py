@@ -12,7 +12,7 @@ def test_what_is_saved_answers_about_a_picture(tmp_path, monkeypatch):
 
     from scripts.serving import larger
 
-    layers = {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+    layers = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
     monkeypatch.setattr(larger, "TEXT", larger.TEXT | layers | {"intermediate_size": 128})
     larger.make(tmp_path)
     model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)

@@ -182,7 +182,7 @@ def test_a_run_cut_short_cools_from_where_its_cosine_is():
 
 def test_resumed_training_ends_where_uninterrupted_training_does(tmp_path):
     recipe = replace(RECIPES["llava"], steps=4, batch=2, per_kind=1, tower_steps=1)
-    settings = {"measure_every": 2, "scenes": 16}
+    settings = {"measure_every": 2, "scenes": 4}
     loop.train(recipe, tmp_path / "whole", **settings)
     _, done = loop.train(recipe, tmp_path / "parts", until=2, **settings)
     assert not done
