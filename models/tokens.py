@@ -71,7 +71,8 @@ class Tokens:
     def table(self, name: str, device: torch.device) -> Tensor:
         """``groups`` or ``weights`` on a device: copied there once, for a copy waits for it."""
         if (name, device) not in self._tables:
-            self._tables[name, device] = getattr(self, name).to(device)
+            with torch.inference_mode(False):  # a later pass may be one of training
+                self._tables[name, device] = getattr(self, name).to(device)
         return self._tables[name, device]
 
     def handed_on(self, selection: TokenSelection) -> int:

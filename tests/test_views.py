@@ -12,6 +12,7 @@ pytest.importorskip("transformers", minversion="5.17", reason="needs the environ
 import views_by_hand as oracle
 import views_models as made
 from family import close, forward
+from hiprune.models.tokens import Tokens
 from llava_hf_models import decode_by_hand
 
 import hiprune
@@ -217,6 +218,14 @@ def test_internvits_norms(vision):
     with torch.no_grad():
         out = eager.model.vision_tower(arguments["pixel_values"], output_attentions=True)
     close(found, torch.stack([each.mean(dim=(1, 2))[:, 1:] for each in out.attentions]))
+
+
+def test_a_table_copied_in_inference_serves_training_later():
+    """It is kept for all passes on that device, and autograd cannot save an inference tensor."""
+    tokens, device = Tokens(4, weights=torch.ones(2, 2)), torch.device("meta")
+    with torch.inference_mode():
+        assert tokens.table("weights", device).device == device
+    assert not tokens.table("weights", device).is_inference()
 
 
 def test_internvl_prompts_that_do_not_fit_are_refused():
