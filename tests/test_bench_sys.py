@@ -1,4 +1,4 @@
-"""bench_sys.py: tiny models from end to end, and its command line.
+"""bench_sys.py: tiny models from end to end.
 
 Nothing here asserts how long anything takes.
 """
@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from forking_python import command, serving_here
 
 import hiprune
-from scripts.efficiency.architectures import MODELS, TINY
-from scripts.efficiency.latency import choices, parts, report, session
+from scripts.efficiency.architectures import TINY
+from scripts.efficiency.latency import choices, parts, report
 from scripts.efficiency.latency.build import build
-from scripts.efficiency.latency.cli import parse
 from scripts.efficiency.latency.clock import CLEAR
 from scripts.efficiency.latency.rounds import (
     Rounds,
@@ -224,78 +221,6 @@ def test_vision_part_of_qwen(main, tmp_path):
     assert {ratio["metric"] for ratio in record["ratios"]} == {"time", "extra_memory"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--model huge", "invalid choice: 'huge'"),
-        ("", "model=None: expected one of llava-1.5-7b"),
-        ("--model tiny --retention 0", "retention=0: expected an int of at least 1"),
-        ("--model tiny --retention 1.5", "retention=1.5: expected"),
-        ("--model tiny --retention some", "'some': expected an integer (tokens) or a share"),
-        ("--model tiny --retention 9 9", "expected each budget once"),
-        ("--model tiny --repetitions 0", "'0': expected an integer of at least 1"),
-        ("--model tiny --new-tokens -1", "--new-tokens: "),
-        ("--model tiny --warmup x", "'x': expected an integer of at least 0"),
-        (
-            "--model tiny --image-size 20x20",
-            "in pixels, each an integer from 28",
-        ),
-        ("--model tiny --image a.png --image-size 56x56", "expected this or --image, not both"),
-        ("--model tiny --device tpu", "device='tpu': expected cpu, cuda or cuda:N"),
-        ("--model tiny --device cuda:77", "device='cuda:77': this machine"),
-        ("--model tiny --dtype int8", "invalid choice: 'int8'"),
-        ("--model tiny --checkpoint x", "with a checkpoint expected one of llava-1.5-7b"),
-        ("--model llava-1.5-7b --checkpoint x --random-weights", "not allowed with argument"),
-        ("--model tiny --patches 64", "patches=[(64, None)] with --part all of tiny"),
-        ("--model tiny-qwen --part vision --patches 63", "expected the square of an even"),
-        ("--model tiny-qwen --part vision --patches 64:0", "expected an integer of at least 1"),
-        ("--model tiny-qwen --part vision --image a.png", "expected none"),
-        ("--model tiny --part vision --new-tokens 5", "expected none"),
-        ("--model tiny-internvl --part vision --images 2", "images=2 with --part vision of tiny-"),
-    ],
-)
-def test_arguments_that_are_refused(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        parse(arguments.split())
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--part kernel --device cpu", "expected a CUDA GPU"),
-        ("--model tiny --prompt hello", "prompt='hello' with random weights"),
-        ("--model tiny --image /nowhere.png", "IMAGE /nowhere.png: no such file"),
-        ("--model tiny --retention 145", "retention=145: expected 1 to 144"),
-        ("--model llava-1.5-7b --checkpoint /nowhere-llava", "/nowhere-llava"),
-        pytest.param(
-            "--model tiny-qwen", "setup_qwen.sh",
-            marks=pytest.mark.skipif(not HAS_LLAVA, reason="the llava package"),
-        ),
-        pytest.param("--model tiny --package llava", "setup_llava.sh", marks=needs_transformers),
-        pytest.param(
-            "--model tiny --package transformers", "setup_qwen.sh",
-            marks=pytest.mark.skipif(not HAS_LLAVA, reason="transformers 4"),
-        ),
-    ],
-)  # fmt: skip
-def test_sessions_that_cannot_be(main, capsys, arguments, message):
-    assert main(arguments.split()) == 2
-    error = capsys.readouterr().err
-    assert message in error and "expected" in error
-
-
-def test_defaults():
-    args = parse(["--model", "llava-1.5-7b", "--device", "cpu"])
-    assert (args.new_tokens, args.repetitions, args.warmup) == (500, 10, 1)
-    assert args.retention == [192, 128, 64] and args.dtype == "float32"
-    args = parse(["--model", "qwen2.5-vl-3b", "--part", "vision", "--patches", "1024", "16384:3"])
-    assert args.retention == [0.334] and args.patches == [(1024, 10), (16384, 3)]
-    for name in MODELS:
-        assert parse(["--model", name]).architecture.name == name
-
-
 def test_the_papers_figures_stand_apart():
     sample = {"repetition": 0, "kv_tokens": 625, "ttft": 0.1}
     rounds = Rounds([Row(parts.UNPRUNED, {"text_tokens": 49}, [sample])])
@@ -315,17 +240,6 @@ def test_random_weights_keep_activations_finite(dtype):
     embeds = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     hidden = language_model(subject)(inputs_embeds=embeds).last_hidden_state
     assert bool(hidden.isfinite().all()) and 0.1 < hidden.float().std() < 10
-
-
-def test_runs_from_any_directory(tmp_path):
-    with serving_here() as place:
-        line = [*command(place), str(ROOT / "bench_sys.py"), "--help"]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "--random-weights" in done.stdout
-
-
-def test_default_output_is_a_folder_that_git_ignores():
-    assert session.LOGS == ROOT / "logs" / "bench_sys"
 
 
 def test_methods_part(main, tmp_path, monkeypatch, capsys):
